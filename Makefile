@@ -1,0 +1,37 @@
+# make quickstart   train, evaluate and use a small detector, from nothing, in minutes
+# make test         lint and the whole test suite
+# VENV=path         run in an environment of yours (nothing is installed into it)
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+RUN ?= output/quickstart
+
+.PHONY: quickstart test lint env clean
+
+quickstart: env
+	$(PY) train_net.py --config-file configs/quickstart.py --resume train.output_dir=$(RUN)
+	$(PY) tools/predict.py --config-file $(RUN)/config.yaml --weights $(RUN)/model_final.pth \
+		--input datasets/digits/*/val --limit 8 --output $(RUN)/predictions
+	@$(PY) tools/summary.py $(RUN)
+
+test: lint
+	$(PY) -m pytest -n 2 -q $(PYTEST_ARGS)
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# An environment that we made is kept up to date; one of yours is left alone.
+env:
+	@if [ ! -e $(PY) ]; then \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")' && \
+		$(PYTHON) -m venv $(VENV) && touch $(VENV)/.managed; \
+	fi
+	@if [ -e $(VENV)/.managed ] && ! cmp -s requirements.txt $(VENV)/.installed; then \
+		$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
+		cp requirements.txt $(VENV)/.installed; \
+	fi
+
+clean:
+	rm -rf output/quickstart datasets/digits

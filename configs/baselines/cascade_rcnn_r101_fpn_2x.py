@@ -1,0 +1,5 @@
+"""Cascade R-CNN, R-101-FPN, 2x."""
+
+from .cascade_rcnn_r101_fpn_1x import train
+
+train.max_iter = 180_000

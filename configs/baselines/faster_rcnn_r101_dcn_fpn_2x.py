@@ -1,0 +1,5 @@
+"""Faster R-CNN, R-101-FPN, deformable in c3-c5, 2x."""
+
+from .faster_rcnn_r101_dcn_fpn_1x import train
+
+train.max_iter = 180_000

@@ -1,0 +1,5 @@
+"""Mask R-CNN, R-101-FPN, 2x."""
+
+from .mask_rcnn_r101_fpn_1x import train
+
+train.max_iter = 180_000

@@ -1,0 +1,5 @@
+"""RetinaNet, R-50-FPN, 2x."""
+
+from .retinanet_r50_fpn_1x import train
+
+train.max_iter = 180_000

@@ -1,0 +1,165 @@
+"""COCO's JSON format, from and to dataset dicts."""
+
+import datetime
+import json
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pycocotools.mask as mask_util
+from iopath.common.file_io import file_lock
+
+from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, PolygonMasks
+from detectron2.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
+
+
+def _valid_segmentation(segm: list | dict) -> list | dict | None:
+    """RLE compressed, polygons with too few or odd coordinates dropped; None if all were."""
+    if isinstance(segm, dict):
+        uncompressed = isinstance(segm["counts"], list)
+        return mask_util.frPyObjects(segm, *segm["size"]) if uncompressed else segm
+    return [p for p in segm if len(p) % 2 == 0 and len(p) >= 6] or None
+
+
+def _load_annotation(anno: dict, keys: Sequence[str], id_map: dict[int, int] | None) -> dict | None:
+    """None if the annotation has polygons, but no valid one."""
+    name = f"Annotation {anno['id']} of image {anno['image_id']}"
+    assert anno.get("ignore", 0) == 0, f"{name} has 'ignore' set: use 'iscrowd'."
+    if len(anno.get("bbox", (0,))) == 0:
+        raise ValueError(f"{name} has an empty 'bbox': not valid COCO format.")
+    obj: dict[str, Any] = {key: anno[key] for key in keys if key in anno}
+    if anno.get("segmentation"):
+        obj["segmentation"] = _valid_segmentation(anno["segmentation"])
+        if obj["segmentation"] is None:
+            return None
+    obj["bbox_mode"] = BoxMode.XYWH_ABS
+    if id_map is not None:
+        category = obj["category_id"]
+        if category not in id_map:
+            raise KeyError(f"{name} has category_id={category}, which is not in 'categories'.")
+        obj["category_id"] = id_map[category]
+    return obj
+
+
+def load_coco_json(
+    json_file: str, image_root: str, dataset_name: str | None = None, extra_annotation_keys: Sequence[str] | None = None
+) -> list[dict]:
+    """Dataset dicts of a COCO instances file, by rising image id.
+
+    Args:
+        dataset_name: its metadata get `thing_classes` and `thing_dataset_id_to_contiguous_id`, and
+            category ids become 0..K-1 in the order of the file's ids. Without it they stay.
+        extra_annotation_keys: kept beside iscrowd, bbox, category_id and segmentation.
+    """
+    with PathManager.open(PathManager.get_local_path(json_file)) as f:
+        data = json.load(f)
+    id_map = None
+    if dataset_name is not None:
+        categories = sorted(data["categories"], key=lambda c: c["id"])
+        id_map = {c["id"]: i for i, c in enumerate(categories)}
+        MetadataCatalog.get(dataset_name).set(
+            thing_classes=[c["name"] for c in categories], thing_dataset_id_to_contiguous_id=id_map
+        )
+
+    annos = data.get("annotations", [])
+    if "minival" not in str(json_file):  # COCO's own minival files repeat ids
+        unique = len({a["id"] for a in annos}) == len(annos)
+        assert unique, f"Annotation ids in {json_file} are not unique."
+    annos_of = defaultdict(list)
+    for anno in annos:
+        annos_of[anno["image_id"]].append(anno)
+
+    keys = ["iscrowd", "bbox", "category_id", *(extra_annotation_keys or [])]
+    dicts, skipped = [], 0
+    for image in sorted(data["images"], key=lambda i: i["id"]):
+        objs = [_load_annotation(a, keys, id_map) for a in annos_of[image["id"]]]
+        skipped += objs.count(None)
+        dicts.append(
+            {
+                "file_name": os.path.join(image_root, image["file_name"]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": image["id"],
+                "annotations": [o for o in objs if o is not None],
+            }
+        )
+    logger.info(f"Loaded {len(dicts)} images in COCO format from {json_file}")
+    if skipped:
+        logger.warning(f"Left out {skipped} instances of {json_file} without a valid polygon.")
+    return dicts
+
+
+def _area(segm: list | dict | None, bbox_xyxy: list) -> float:
+    if isinstance(segm, dict):
+        return float(mask_util.area(segm))
+    if segm:
+        return PolygonMasks([segm]).area()[0].item()
+    return Boxes([bbox_xyxy]).area()[0].item()
+
+
+def _to_coco_annotation(anno: dict, image_id: Any, anno_id: int, category_id: int) -> dict:
+    box, mode = [float(x) for x in anno["bbox"]], anno["bbox_mode"]
+    segm = anno.get("segmentation")
+    out = {
+        "id": anno_id,
+        "image_id": image_id,
+        "bbox": [round(x, 3) for x in BoxMode.convert(box, mode, BoxMode.XYWH_ABS)],
+        "area": _area(segm, BoxMode.convert(box, mode, BoxMode.XYXY_ABS)),
+        "iscrowd": int(anno.get("iscrowd", 0)),
+        "category_id": category_id,
+    }
+    if isinstance(segm, dict) and isinstance(segm["counts"], bytes):  # bytes are not JSON
+        segm = {**segm, "counts": segm["counts"].decode("ascii")}
+    if segm:
+        out["segmentation"] = segm
+    return out
+
+
+def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
+    """The registered dataset as the content of a COCO instances file.
+
+    Category ids are the original ones where the metadata know them. Without any annotation there
+    is no "annotations" key.
+    """
+    dicts = DatasetCatalog.get(dataset_name)  # first: loading may set the metadata
+    metadata = MetadataCatalog.get(dataset_name)
+    id_map = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    original_id = {contiguous: original for original, contiguous in id_map.items()}
+    images, annotations = [], []
+    for i, d in enumerate(dicts):
+        image_id = d.get("image_id", i)
+        image = {"id": image_id, "width": int(d["width"]), "height": int(d["height"])}
+        images.append({**image, "file_name": str(d["file_name"])})
+        for anno in d.get("annotations", []):
+            category = anno["category_id"]
+            category = original_id[category] if original_id else category
+            annotations.append(_to_coco_annotation(anno, image_id, len(annotations) + 1, category))
+    names = enumerate(metadata.thing_classes)
+    coco = {
+        "info": {"date_created": str(datetime.datetime.now()), "description": dataset_name},
+        "images": images,
+        "categories": [{"id": original_id.get(i, i), "name": name} for i, name in names],
+        "licenses": None,
+    }
+    if annotations:
+        coco["annotations"] = annotations
+    logger.info(f"Converted {len(images)} images, {len(annotations)} annotations to COCO format")
+    return coco
+
+
+def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:
+    """Write `convert_to_coco_dict`; with `allow_cached` an existing file stays as it is."""
+    PathManager.mkdirs(os.path.dirname(output_file))
+    with file_lock(output_file):
+        if allow_cached and PathManager.exists(output_file):
+            logger.warning(f"Using {output_file}: remove it if dataset {dataset_name!r} changed.")
+            return
+        with PathManager.open(output_file + ".tmp", "w") as f:
+            json.dump(convert_to_coco_dict(dataset_name), f)
+        shutil.move(output_file + ".tmp", output_file)

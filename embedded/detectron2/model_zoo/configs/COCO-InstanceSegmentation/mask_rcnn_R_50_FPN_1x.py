@@ -1,0 +1,10 @@
+"""Mask R-CNN, R-50-FPN, 1x."""
+
+from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier  # noqa
+from ..common.data.coco import dataloader  # noqa
+from ..common.models.mask_rcnn_fpn import model
+from ..common.optim import SGD as optimizer  # noqa
+from ..common.train import train
+
+model.backbone.bottom_up.freeze_at = 2
+train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

@@ -1,0 +1,3 @@
+"""The collection's own building block under Detectron2's path."""
+
+from .......configs.common.models.retinanet import model  # noqa

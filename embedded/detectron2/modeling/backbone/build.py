@@ -1,0 +1,19 @@
+"""Registry and builder of backbones."""
+
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+
+from .backbone import Backbone
+
+BACKBONE_REGISTRY = Registry("BACKBONE")
+
+
+def build_backbone(cfg, input_shape: ShapeSpec | None = None) -> Backbone:
+    """The registered backbone `cfg.MODEL.BACKBONE.NAME`, for images like PIXEL_MEAN by default."""
+    if input_shape is None:
+        input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
+    backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, input_shape)
+    assert isinstance(backbone, Backbone), (
+        f"{cfg.MODEL.BACKBONE.NAME} must return a Backbone, got {type(backbone).__name__}."
+    )
+    return backbone

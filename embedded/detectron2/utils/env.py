@@ -1,0 +1,23 @@
+"""The torch version and the seeds of a run."""
+
+import logging
+import os
+import random
+from datetime import datetime
+
+import numpy as np
+import torch
+
+TORCH_VERSION = tuple(int(x) for x in torch.__version__.split(".")[:2])
+
+
+def seed_all_rng(seed: int | None = None) -> None:
+    """Seed numpy, torch (and CUDA) and random. None: a seed from pid, time and the system."""
+    if seed is None:
+        seed = os.getpid() + int(datetime.now().strftime("%S%f")) + int.from_bytes(os.urandom(2), "big")
+        logging.getLogger(__name__).info(f"Using a generated random seed {seed}")
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    torch.cuda.manual_seed_all(seed)
+    os.environ["PYTHONHASHSEED"] = str(seed)

@@ -1,0 +1,24 @@
+"""Pickle what pickle refuses (lambdas, local functions)."""
+
+import cloudpickle
+
+
+class PicklableWrapper:
+    """Stands for `obj` (calls and attributes pass through) and pickles it by cloudpickle.
+
+    What is unpickled is `obj` itself, no longer wrapped.
+    """
+
+    def __init__(self, obj):
+        self._obj = obj._obj if isinstance(obj, PicklableWrapper) else obj
+
+    def __reduce__(self):
+        return cloudpickle.loads, (cloudpickle.dumps(self._obj),)
+
+    def __call__(self, *args, **kwargs):
+        return self._obj(*args, **kwargs)
+
+    def __getattr__(self, name):
+        if name == "_obj":  # not set yet (while copying): no recursion
+            raise AttributeError(name)
+        return getattr(self._obj, name)

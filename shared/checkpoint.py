@@ -1,0 +1,127 @@
+"""Weights: checked before they are read, and never loaded half in silence.
+
+`.pth` files are read by torch's weights-only unpickler, which runs no code. `.pkl` is Detectron2's
+format of its model zoo, a plain pickle; here it may hold arrays and plain containers only.
+"""
+
+import os
+import pickle
+from collections.abc import Iterable
+
+import torch
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from shared.errors import UserError
+
+PICKLE_GLOBALS = {  # what an ndarray, an OrderedDict and old Python 2 pickles need
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
+# constants, filled from cfg at construction; their absence from a file means nothing
+NOT_WEIGHTS = ("pixel_mean", "pixel_std")
+
+
+def check_weights_file(path: str) -> None:
+    """Refuse a file that does not exist, is not a checkpoint, or would run code when loaded.
+
+    Only local files and URLs that Detectron2's PathManager knows; the file is fetched if it must.
+    """
+    name = path.partition("?")[0]
+    if "://" not in name and not os.path.isfile(name):
+        raise UserError(f"Weights file {name!r} does not exist.")
+    try:
+        local = PathManager.get_local_path(name)
+    except Exception as e:  # a handler's own: no network, unknown scheme, 404
+        raise UserError(f"Weights {name!r} cannot be fetched: {e}.") from e
+    if local.endswith(".pkl"):
+        _check_pickle(local)
+        return
+    try:
+        content = torch.load(local, map_location="meta", weights_only=True)
+    except Exception as e:
+        raise UserError(
+            f"Weights file {name!r} is not a checkpoint of tensors and plain values: {' '.join(str(e).split())[:200]}"
+        ) from e
+    if not isinstance(content, dict):
+        raise UserError(f"Weights file {name!r} holds no state dict but {type(content).__name__}.")
+
+
+def _check_pickle(path: str) -> None:
+    try:
+        with open(path, "rb") as f:
+            _ArraysOnly(f, encoding="latin1").load()
+    except UserError as e:
+        raise UserError(f"Weights file {path!r} {e}") from e
+    except Exception as e:  # whatever a broken pickle ends in
+        raise UserError(f"Weights file {path!r} is not a pickle of arrays: {e}.") from e
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles arrays and plain containers, and refuses every other callable."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in PICKLE_GLOBALS:
+            raise UserError(
+                f"would run {module}.{name} when loaded: refused. Only arrays and plain containers are accepted."
+            )
+        return super().find_class(module, name)
+
+
+class WeightsCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` that checks the file first and keeps what did not match.
+
+    After `load`, `report` is None (nothing loaded) or (matched, missing, unexpected, wrong_shape):
+    a count and three lists of names.
+    """
+
+    report: tuple[int, list[str], list[str], list[str]] | None = None
+
+    def load(self, path: str, *args, **kwargs):
+        self.report = None
+        if path and comm.is_main_process():
+            check_weights_file(path)
+        return super().load(path, *args, **kwargs)
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        wrong = [row[0] for row in incompatible.incorrect_shapes]
+        missing = [k for k in incompatible.missing_keys if not k.endswith(NOT_WEIGHTS)]
+        ours = [k for k in self.model.state_dict() if not k.endswith(NOT_WEIGHTS)]
+        matched = len(ours) - len(set(missing) | set(wrong))
+        self.report = (matched, missing, list(incompatible.unexpected_keys), wrong)
+        return incompatible
+
+    def describe(self) -> str:
+        """One sentence on the last load: how many of the model's entries matched, which did not."""
+        matched, missing, unexpected, wrong = self.report
+        total = matched + len(set(missing) | set(wrong))
+        text = f"{matched} of the model's {total} entries matched"
+        for what, keys in (
+            ("of another shape", wrong),
+            ("not in the file", [k for k in missing if k not in wrong]),
+            ("in the file only", unexpected),
+        ):
+            if keys:
+                text += f"; {len(keys)} {what} ({_some(keys)})"
+        return text
+
+    def require(self, path: str, every: bool) -> None:
+        """UserError unless something matched; with `every`, unless every entry of the model did."""
+        if self.report is None:
+            return
+        matched, missing, _, wrong = self.report
+        if matched == 0 or (every and (missing or wrong)):
+            raise UserError(f"Weights {path!r} are of another architecture than the config's model: {self.describe()}.")
+
+
+def _some(keys: Iterable[str], n: int = 3) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:n]) + (", ..." if len(keys) > n else "")

@@ -1,0 +1,94 @@
+"""DefaultPredictor for LazyConfigs.
+
+cfg = predictor_cfg(LazyConfig.load("config.yaml"), "model_final.pth", device="cpu")
+outputs = DefaultPredictor(cfg)(image)  # BGR, HWC, uint8
+"""
+
+import copy
+import os
+import tempfile
+import zlib
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+from shared.config import get_collection_cfg
+from shared.errors import UserError
+
+
+@META_ARCH_REGISTRY.register()
+def LazyConfigModel(cfg: CfgNode):
+    """Meta-architecture that instantiates a LazyConfig's model from its text, cfg.MODEL.LAZY.YAML."""
+    if not cfg.MODEL.LAZY.YAML:
+        raise UserError("MODEL.LAZY.YAML is empty: make the cfg with shared.predictor.predictor_cfg.")
+    return instantiate(_from_text(cfg.MODEL.LAZY.YAML).model).to(cfg.MODEL.DEVICE)
+
+
+def _to_text(cfg: DictConfig) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "model.yaml")
+        LazyConfig.save(cfg, file)
+        if os.path.isfile(file + ".pkl"):
+            raise UserError("The config's model holds an object that is no plain value: a lambda?")
+        with open(file) as f:
+            return f.read()
+
+
+def _from_text(text: str) -> DictConfig:
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "model.yaml")
+        with open(file, "w") as f:
+            f.write(text)
+        return LazyConfig.load(file)
+
+
+def predictor_cfg(
+    lazy: DictConfig, weights: str = "", device: str | None = None, class_names: Sequence[str] | None = None
+) -> CfgNode:
+    """The CfgNode that makes `DefaultPredictor` run a LazyConfig's model.
+
+    Args:
+        lazy: a whole config; `model`, `train.device` and the test mapper's resizing are used.
+        weights: a checkpoint; default `train.init_checkpoint`.
+        class_names: default `train.class_names`, which train_net.py writes into the run's
+            config.yaml, else those of a test set that is registered. They become the metadata of
+            DATASETS.TEST[0], where DefaultPredictor looks.
+    """
+    cfg = get_collection_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "LazyConfigModel"
+    cfg.MODEL.WEIGHTS = weights or lazy.train.init_checkpoint
+    cfg.MODEL.DEVICE = device or lazy.train.device
+    lazy = copy.deepcopy(lazy)
+    OmegaConf.resolve(lazy.model)  # the model alone must not refer to what is left behind
+    cfg.MODEL.LAZY.YAML = _to_text(OmegaConf.create({"model": lazy.model}, flags={"allow_objects": True}))
+    cfg.INPUT.FORMAT = lazy.model.get("input_format") or lazy.dataloader.test.mapper.image_format
+    resize = lazy.dataloader.test.mapper.augmentations[0]
+    if "short_edge_length" not in resize:
+        raise UserError(
+            "dataloader.test.mapper.augmentations must begin with ResizeShortestEdge: DefaultPredictor "
+            "knows no other resizing."
+        )
+    cfg.INPUT.MIN_SIZE_TEST = resize.short_edge_length
+    cfg.INPUT.MAX_SIZE_TEST = resize.max_size
+    names = list(class_names or lazy.train.get("class_names") or _registered_names(lazy))
+    cfg.DATASETS.CLASS_NAMES = names
+    cfg.DATASETS.TEST = (register_class_names(names),) if names else ()
+    return cfg
+
+
+def _registered_names(lazy: DictConfig) -> list[str]:
+    names = lazy.dataloader.test.dataset.get("names")
+    if not isinstance(names, str):
+        return []
+    return MetadataCatalog.get(names).get("thing_classes", [])
+
+
+def register_class_names(names: Sequence[str]) -> str:
+    """A metadata entry that holds these class names and nothing else; returns its name."""
+    names = list(names)
+    key = f"classes_{zlib.crc32(repr(names).encode()):08x}"
+    MetadataCatalog.get(key).set(thing_classes=names)
+    return key

@@ -1,0 +1,1 @@
+"""The training script's parts: what `train_net.py` puts together."""

@@ -1,0 +1,30 @@
+"""Hooks of our own."""
+
+import sys
+
+from tqdm import tqdm
+
+from detectron2.engine import HookBase
+
+
+class ProgressBar(HookBase):
+    """A progress bar on stderr where that is a terminal; nothing elsewhere."""
+
+    def __init__(self):
+        self._bar = None
+
+    def before_train(self):
+        if sys.stderr.isatty():
+            trainer = self.trainer
+            self._bar = tqdm(total=trainer.max_iter, initial=trainer.start_iter, unit="it", dynamic_ncols=True)
+
+    def after_step(self):
+        if self._bar is not None:
+            loss = self.trainer.storage.latest().get("total_loss")
+            if loss is not None:
+                self._bar.set_postfix(loss=f"{loss[0]:.3g}", refresh=False)
+            self._bar.update()
+
+    def after_train(self):
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,275 @@
+"""What the training loop needs from a config, the same for both kinds of config."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils.registry import locate
+from shared.data.coco_sets import register_coco_set
+from shared.data.named_errors import NamedErrors
+from shared.errors import UserError, nearest
+from shared.solver import clip_global_norm
+
+OWN_DATA_FLAGS = ("train_json", "train_images", "val_json", "val_images")
+
+
+class LazyRun:
+    """A run described by a LazyConfig.
+
+    Attributes: output_dir, weights, max_iter, device, seed (below 0: random), cudnn_benchmark,
+    float32_precision, eval_period, log_period, checkpoint_period, max_to_keep (None keeps all),
+    amp (bool), ddp (keyword arguments of create_ddp_model), device_key.
+    """
+
+    device_key = "train.device"
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg
+        train = cfg.train
+        self.output_dir = train.output_dir
+        self.weights = train.init_checkpoint
+        self.max_iter = train.max_iter
+        self.device = train.device
+        self.seed = train.get("seed", -1)
+        self.cudnn_benchmark = train.get("cudnn_benchmark", False)
+        self.float32_precision = train.get("float32_precision", "")
+        self.eval_period = train.eval_period
+        self.log_period = train.log_period
+        self.checkpoint_period = train.checkpointer.period
+        self.max_to_keep = train.checkpointer.get("max_to_keep")
+        self.amp = train.amp.enabled
+        self.ddp = dict(train.ddp)
+
+    def use_own_data(self, train_json: str, train_images: str, val_json: str, val_images: str):
+        """Point the data at COCO-format files, and class counts at what they hold."""
+        data = self.cfg.dataloader
+        for part, json_file, images in ((data.train, train_json, train_images), (data.test, val_json, val_images)):
+            part.dataset = OmegaConf.create(
+                {**part.dataset, "names": _lazy_coco_set(json_file, images)}, flags={"allow_objects": True}
+            )
+        data.evaluator = OmegaConf.create(
+            {"_target_": COCOEvaluator, "dataset_name": "${..test.dataset.names}"}, flags={"allow_objects": True}
+        )
+        count = len(self._class_names(data.train.dataset))
+        for node, key in list(_class_counts(self.cfg.model)):
+            node[key] = count
+
+    def register_data(self) -> None:
+        """Own data registers itself when the loader is built."""
+
+    def _class_names(self, dataset: DictConfig) -> list[str]:
+        names = instantiate(dataset.names)
+        return _class_names([names] if isinstance(names, str) else list(names))
+
+    def check_classes(self) -> list[str]:
+        """Class names of the training set; UserError where the model has another count."""
+        names = self._class_names(self.cfg.dataloader.train.dataset)
+        self._class_names(self.cfg.dataloader.test.dataset)
+        for node, key in _class_counts(self.cfg.model):
+            if names and node[key] != len(names):
+                path = f"{node._get_full_key(key)}"
+                _contradiction(path, node[key], names, f"{path}={len(names)}")
+        self.cfg.train.class_names = names
+        return names
+
+    def build_model(self) -> nn.Module:
+        return instantiate(self.cfg.model).to(self.device)
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        self.cfg.optimizer.params.model = model
+        optimizer = instantiate(self.cfg.optimizer)
+        self.cfg.optimizer.params.pop("model")
+        limit = self.cfg.train.get("clip_grad_norm")
+        return clip_global_norm(optimizer, limit) if limit else optimizer
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        """A fvcore ParamScheduler; Detectron2's LRScheduler hook wraps it."""
+        return instantiate(self.cfg.lr_multiplier)
+
+    def build_train_loader(self) -> Iterable:
+        with _named_data_errors(self.cfg.dataloader.train.dataset.get("names")):
+            return _build_loader(self.cfg.dataloader.train)
+
+    def build_test_sets(self, folder: str | None) -> Iterator[tuple[str, Iterable, DatasetEvaluator]]:
+        """(name, loader, evaluator); evaluators that have an `output_dir` write below `folder`."""
+        loader = _build_loader(self.cfg.dataloader.test)
+        node = self.cfg.dataloader.evaluator
+        parts = {k: instantiate(node[k]) for k in node if k != "_target_"}
+        target = _target(node)
+        if folder is not None and target is COCOEvaluator:
+            parts.setdefault("output_dir", folder)
+        name = parts.get("dataset_name", "test")
+        yield str(name), loader, target(**parts)
+
+    def save_config(self, file: str) -> None:
+        LazyConfig.save(self.cfg, file)
+
+
+class CfgRun:
+    """A run described by Detectron2's CfgNode; attributes and methods as in `LazyRun`."""
+
+    device_key = "MODEL.DEVICE"
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg
+        self.output_dir = cfg.OUTPUT_DIR
+        self.weights = cfg.MODEL.WEIGHTS
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.device = cfg.MODEL.DEVICE
+        self.seed = cfg.SEED
+        self.cudnn_benchmark = cfg.CUDNN_BENCHMARK
+        self.float32_precision = cfg.FLOAT32_PRECISION
+        self.eval_period = cfg.TEST.EVAL_PERIOD
+        self.log_period = 20
+        self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
+        self.max_to_keep = None
+        self.amp = cfg.SOLVER.AMP.ENABLED
+        self.ddp = {"broadcast_buffers": False}
+
+    def use_own_data(self, train_json: str, train_images: str, val_json: str, val_images: str):
+        own = self.cfg.DATASETS.OWN
+        own.TRAIN_JSON, own.TRAIN_IMAGES = map(os.path.abspath, (train_json, train_images))
+        own.VAL_JSON, own.VAL_IMAGES = map(os.path.abspath, (val_json, val_images))
+        self.cfg.DATASETS.TRAIN = (register_coco_set(own.TRAIN_JSON, own.TRAIN_IMAGES),)
+        self.cfg.DATASETS.TEST = (register_coco_set(own.VAL_JSON, own.VAL_IMAGES),)
+        count = len(_class_names(list(self.cfg.DATASETS.TRAIN)))
+        self.cfg.MODEL.ROI_HEADS.NUM_CLASSES = self.cfg.MODEL.RETINANET.NUM_CLASSES = count
+
+    def register_data(self) -> None:
+        """Register the sets of DATASETS.OWN, as every process must."""
+        own = self.cfg.DATASETS.OWN
+        if own.TRAIN_JSON:
+            register_coco_set(own.TRAIN_JSON, own.TRAIN_IMAGES)
+            register_coco_set(own.VAL_JSON, own.VAL_IMAGES)
+
+    def check_classes(self) -> list[str]:
+        names = _class_names(list(self.cfg.DATASETS.TRAIN))
+        _class_names(list(self.cfg.DATASETS.TEST))
+        dense = self.cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+        key = "MODEL.RETINANET.NUM_CLASSES" if dense else "MODEL.ROI_HEADS.NUM_CLASSES"
+        node = self.cfg.MODEL.RETINANET if dense else self.cfg.MODEL.ROI_HEADS
+        if names and node.NUM_CLASSES != len(names):
+            _contradiction(key, node.NUM_CLASSES, names, f"{key}={len(names)}")
+        self.cfg.DATASETS.CLASS_NAMES = names
+        return names
+
+    def build_model(self) -> nn.Module:
+        return build_model(self.cfg)
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(self.cfg, model)
+        limit = self.cfg.SOLVER.CLIP_GRADIENTS.GLOBAL_NORM
+        return clip_global_norm(optimizer, limit) if limit else optimizer
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        return build_lr_scheduler(self.cfg, optimizer)
+
+    def build_train_loader(self) -> Iterable:
+        with _named_data_errors(self.cfg.DATASETS.TRAIN):
+            return build_detection_train_loader(self.cfg, mapper=NamedErrors(DatasetMapper(self.cfg, is_train=True)))
+
+    def build_test_sets(self, folder: str | None) -> Iterator[tuple[str, Iterable, DatasetEvaluator]]:
+        for name in self.cfg.DATASETS.TEST:
+            mapper = NamedErrors(DatasetMapper(self.cfg, is_train=False))
+            loader = build_detection_test_loader(self.cfg, name, mapper=mapper)
+            yield name, loader, _evaluator_of(name, folder)
+
+    def save_config(self, file: str) -> None:
+        with open(file, "w") as f:
+            f.write(self.cfg.dump())
+
+
+Run = LazyRun | CfgRun
+
+
+def make_run(cfg: DictConfig | CfgNode) -> Run:
+    return CfgRun(cfg) if isinstance(cfg, CfgNode) else LazyRun(cfg)
+
+
+def _lazy_coco_set(json_file: str, images: str) -> dict:
+    return {
+        "_target_": register_coco_set,
+        "json_file": os.path.abspath(json_file),
+        "image_root": os.path.abspath(images),
+    }
+
+
+def _target(node: DictConfig):
+    return locate(node._target_) if isinstance(node._target_, str) else node._target_
+
+
+def _build_loader(node: DictConfig) -> Iterable:
+    """Instantiate a loader with its mapper wrapped in `NamedErrors`."""
+    parts = {k: instantiate(node[k]) for k in node if k != "_target_"}
+    if "mapper" in parts:
+        parts["mapper"] = NamedErrors(parts["mapper"])
+    return _target(node)(**parts)
+
+
+@contextlib.contextmanager
+def _named_data_errors(names) -> Iterator[None]:
+    try:
+        yield
+    except AssertionError as e:  # Detectron2 asserts that something is left to train on
+        raise UserError(f"Training data {names} cannot be used: {' '.join(str(e).split())}.") from e
+
+
+def _class_counts(node: DictConfig) -> Iterator[tuple[DictConfig, str]]:
+    """(node, "num_classes") wherever a model's part, its backbone apart, states a count itself."""
+    for key in node:
+        child = node._get_node(key)
+        if key == "num_classes" and not child._is_interpolation() and isinstance(node[key], int):
+            yield node, key
+        elif key != "backbone" and isinstance(child, DictConfig) and not child._is_interpolation():
+            yield from _class_counts(child)
+
+
+def _class_names(names: list[str]) -> list[str]:
+    """Class names of the first data set; [] where it knows none. Makes sure that all exist."""
+    for name in names:
+        if name not in DatasetCatalog.list():
+            hint = nearest(name, DatasetCatalog.list())
+            raise UserError(f"Data set {name!r} is not registered{hint or '.'}")
+        meta = MetadataCatalog.get(name)
+        if "thing_classes" in meta.as_dict() and os.path.exists(meta.get("json_file", "/")):
+            continue
+        try:  # made on first use, or not there
+            DatasetCatalog.get(name)
+        except FileNotFoundError as e:
+            raise UserError(
+                f"Data set {name!r} is not on disk: {e.filename} does not exist; "
+                f"set DETECTRON2_DATASETS to the folder that holds it."
+            ) from e
+    return list(MetadataCatalog.get(names[0]).get("thing_classes", [])) if names else []
+
+
+def _contradiction(key: str, count: int, names: list[str], fix: str) -> None:
+    raise UserError(
+        f"{key} is {count}, but the training data has {len(names)} classes "
+        f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}): set {fix}."
+    )
+
+
+def _evaluator_of(name: str, folder: str | None) -> DatasetEvaluator:
+    kind = MetadataCatalog.get(name).get("evaluator_type", None)
+    if kind == "coco":
+        return COCOEvaluator(name, output_dir=folder)
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(name)
+    raise UserError(f"Data set {name!r} has evaluator_type {kind!r}: only coco and pascal_voc work.")

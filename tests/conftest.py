@@ -1,0 +1,55 @@
+"""Chooses the engine before any test imports detectron2, and the marks that depend on it."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from shared import engine  # noqa: E402
+
+ENGINE = engine.activate()
+
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_report_header(config):
+    return engine.describe().splitlines()[0]
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if "embedded_only" in item.keywords and ENGINE != "embedded":
+            item.add_marker(pytest.mark.skip(reason="beyond upstream Detectron2"))
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers():
+    """Close the handlers that a test opened: files of its folder, a captured stdout."""
+    yield
+    for name in ("detectron2", "fvcore", "shared"):
+        log = logging.getLogger(name)
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+    from detectron2.utils.logger import setup_logger
+
+    setup_logger.cache_clear()
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param

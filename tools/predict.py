@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Detect on images with Detectron2's DefaultPredictor: pictures with boxes and masks, and JSON.
+
+    tools/predict.py --config-file output/config.yaml --weights output/model_final.pth \\
+        --input images/ --output predictions/
+
+Writes one picture per image and `predictions.json`, a list in COCO's result format with `file_name`
+in place of `image_id`, boxes as [x, y, width, height] in pixels, masks as RLE.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import projects  # noqa: E402, F401  first: it chooses the engine and registers every part
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.data import MetadataCatalog  # noqa: E402
+from detectron2.data.detection_utils import read_image  # noqa: E402
+from detectron2.engine import DefaultPredictor  # noqa: E402
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json  # noqa: E402
+from detectron2.utils.visualizer import Visualizer  # noqa: E402
+from shared.checkpoint import check_weights_file  # noqa: E402
+from shared.config import load_config  # noqa: E402
+from shared.errors import UserError  # noqa: E402
+from shared.predictor import predictor_cfg, register_class_names  # noqa: E402
+from shared.training.setup import check_device, exit_on_user_error  # noqa: E402
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help=".py or .yaml; a run's config.yaml")
+    parser.add_argument("--weights", default="", help="checkpoint; default the config's")
+    parser.add_argument("--input", required=True, nargs="+", help="images and folders of images")
+    parser.add_argument("--output", required=True, help="folder for the pictures and the JSON file")
+    parser.add_argument("--score-threshold", type=float, default=0.5, help="default 0.5")
+    parser.add_argument("--limit", type=int, default=None, help="at most so many images")
+    parser.add_argument("opts", nargs="*", help="key=value overrides of the config")
+    return parser
+
+
+def image_files(inputs: list[str]) -> list[str]:
+    """The images named and those in the folders named, sorted within a folder."""
+    files: list[str] = []
+    for path in inputs:
+        if os.path.isdir(path):
+            found = sorted(str(p) for p in Path(path).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"Input folder {path!r} holds no image.")
+            files += found
+        elif os.path.isfile(path):
+            files.append(path)
+        else:
+            raise UserError(f"Input {path!r} does not exist.")
+    return files
+
+
+def make_cfg(config_file: str, weights: str, opts: list[str]) -> CfgNode:
+    """A CfgNode for DefaultPredictor from a config of either kind."""
+    cfg = load_config(config_file, opts)
+    if not isinstance(cfg, CfgNode):
+        cfg = predictor_cfg(cfg, weights)
+    else:
+        cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
+        if cfg.DATASETS.CLASS_NAMES:
+            cfg.DATASETS.TEST = (register_class_names(cfg.DATASETS.CLASS_NAMES),)
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("No weights: add --weights FILE.")
+    check_weights_file(cfg.MODEL.WEIGHTS)
+    check_device(cfg.MODEL.DEVICE, 1, "train.device" if cfg.MODEL.LAZY.YAML else "MODEL.DEVICE")
+    return cfg
+
+
+def predict(cfg: CfgNode, files: list[str], threshold: float) -> Iterator[tuple]:
+    """(file, BGR image, instances of at least this score, on the CPU) for each file."""
+    predictor = DefaultPredictor(cfg)
+    for file in files:
+        try:
+            image = read_image(file, format="BGR")
+        except (OSError, SyntaxError) as e:
+            raise UserError(f"Image file {file} cannot be read: {e}.") from e
+        instances = predictor(image)["instances"].to("cpu")
+        yield file, image, instances[instances.scores >= threshold]
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    args = argument_parser().parse_args(argv)
+    files = image_files(args.input)[: args.limit]
+    cfg = make_cfg(args.config_file, args.weights, args.opts)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
+    os.makedirs(args.output, exist_ok=True)
+    rows, taken = [], set()
+    for file, image, instances in predict(cfg, files, args.score_threshold):
+        picture = os.path.join(args.output, _picture_name(file, taken))
+        drawn = Visualizer(image[:, :, ::-1], metadata, scale=picture_scale(image))
+        drawn.draw_instance_predictions(instances).save(picture)
+        for row in instances_to_coco_json(instances, file):
+            row["file_name"] = row.pop("image_id")
+            if metadata is not None and (names := metadata.get("thing_classes")):
+                row["category"] = names[row["category_id"]]
+            rows.append(row)
+        print(f"{file}: {len(instances)} object(s) -> {picture}")
+    with open(os.path.join(args.output, "predictions.json"), "w") as f:
+        json.dump(rows, f, indent=1)
+    print(f"{len(rows)} objects in {len(files)} image(s): {args.output}/predictions.json")
+
+
+def _picture_name(file: str, taken: set[str]) -> str:
+    """<stem>.detections.png, numbered where an image of another folder has the name already."""
+    stem, number = Path(file).stem, 1
+    name = f"{stem}.detections.png"
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}.detections.png"
+    taken.add(name)
+    return name
+
+
+def picture_scale(image) -> float:
+    """Enlarge small images so that labels stay readable."""
+    return max(1.0, 640 / max(image.shape[:2]))
+
+
+if __name__ == "__main__":
+    main()
