@@ -6,6 +6,7 @@ The same file is a start for data of one's own: see train_net.py's --train-json.
 from omegaconf import OmegaConf
 
 from .common.data.digits import dataloader
+from .common.models.faster_rcnn_small import model
 from .common.optim import AdamW as optimizer
 from .common.schedule import cosine as lr_multiplier
 from .common.train import train

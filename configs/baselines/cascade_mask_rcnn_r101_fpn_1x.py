@@ -1,6 +1,6 @@
 """Cascade Mask R-CNN, R-101-FPN, 1x."""
 
-from .cascade_mask_rcnn_r50_fpn_1x import model, train
+from .cascade_mask_rcnn_r50_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.stages.depth = 101
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-101.pkl"

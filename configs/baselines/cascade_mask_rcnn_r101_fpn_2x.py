@@ -1,5 +1,5 @@
 """Cascade Mask R-CNN, R-101-FPN, 2x."""
 
-from .cascade_mask_rcnn_r101_fpn_1x import train
+from .cascade_mask_rcnn_r101_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
 
 train.max_iter = 180_000

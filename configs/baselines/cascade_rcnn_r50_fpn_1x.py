@@ -2,6 +2,8 @@
 
 from ..common.data.coco import dataloader
 from ..common.models.cascade_faster_rcnn_fpn import model
+from ..common.optim import SGD as optimizer
+from ..common.schedule import steps as lr_multiplier
 from ..common.train import train
 
 model.backbone.bottom_up.freeze_at = 2  # stem and res2

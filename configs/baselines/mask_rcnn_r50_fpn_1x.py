@@ -1,6 +1,9 @@
 """Mask R-CNN, R-50-FPN, 1x: the baseline. The other mask_rcnn configs state what they change."""
 
+from ..common.data.coco import dataloader
 from ..common.models.mask_rcnn_fpn import model
+from ..common.optim import SGD as optimizer
+from ..common.schedule import steps as lr_multiplier
 from ..common.train import train
 
 model.backbone.bottom_up.freeze_at = 2  # stem and res2

@@ -1,5 +1,5 @@
 """RetinaNet, R-101-FPN, 2x."""
 
-from .retinanet_r101_fpn_1x import train
+from .retinanet_r101_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
 
 train.max_iter = 180_000

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
-from rcnn_parts import CLASSES, make_cascade, make_features, make_proposals, make_targets
 
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
@@ -12,6 +11,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, build_roi_heads
 from detectron2.modeling.roi_heads.cascade_rcnn import _ScaleGradient
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
+from tests.embedded.rcnn_parts import CLASSES, make_cascade, make_features, make_proposals, make_targets
 
 SPECS = {name: ShapeSpec(channels=8, stride=s) for name, s in (("p2", 4), ("p3", 8))}
 
@@ -110,9 +110,11 @@ def test_stages_are_matched_by_their_own_thresholds():
     seen = spy(heads)
     gt = make_targets([[20, 20, 30, 30], [0, 0, 10, 6.5]], [0, 1])
     with EventStorage() as storage:
-        heads(None, make_features(1), [make_proposals([[0, 0, 10, 10]])], [gt])
-    assert [p[0].gt_classes.tolist() for p in seen] == [[1], [1], [CLASSES]]
+        heads(None, make_features(2), [make_proposals([[0, 0, 10, 10]]) for _ in range(2)], [gt, gt])
+    for image in range(2):
+        assert [p[image].gt_classes.tolist() for p in seen] == [[1], [1], [CLASSES]]
     assert seen[1][0].gt_boxes.tensor.tolist() == [[0, 0, 10, 6.5]]
+    # means over the two images
     latest = {k: v[0] for k, v in storage.latest().items()}
     assert latest["stage1/roi_head/num_fg_samples"] == 1
     assert latest["stage2/roi_head/num_fg_samples"] == 0
@@ -140,7 +142,7 @@ def test_features_get_a_third_of_the_gradient_in_training():
 
 def test_inference_averages_scores_and_takes_the_last_boxes():
     heads = make_cascade().eval()
-    shift_boxes(heads, (5.0, 0, 0, 0), (0, 10.0, 0, 0), (0, 0, 0, 0))
+    shift_boxes(heads, (5.0, 0, 0, 0), (0, 10.0, 0, 0), (15.0, 0, 0, 0))
     logits = [[3.0, 0, 0, 0], [0.0, 2, 0, 0], [0.0, 0, 0, 1]]
     with torch.no_grad():
         for predictor, row in zip(heads.box_predictor, logits):
@@ -152,8 +154,8 @@ def test_inference_averages_scores_and_takes_the_last_boxes():
     order = expected.argsort(descending=True)
     assert torch.equal(results[0].pred_classes, order)
     torch.testing.assert_close(results[0].scores, expected[order])
-    # 5 / 10 of the width 10, then 10 / 20 of the height 8
-    torch.testing.assert_close(results[0].pred_boxes.tensor, torch.tensor([[5.0, 4, 15, 12]]).expand(3, 4))
+    # 5 / 10 of the width 10, 10 / 20 of the height 8, 15 / 30 of the width
+    torch.testing.assert_close(results[0].pred_boxes.tensor, torch.tensor([[10.0, 4, 20, 12]]).expand(3, 4))
 
 
 def test_masks_are_trained_on_the_proposals_of_the_first_stage():

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from dense_parts import NUM_CLASSES, FixedHead, TwoLevels, image, make_fcos, make_retinanet, rows, slow_focal, targets
 from omegaconf import OmegaConf
 from torch import nn
 from torchvision.ops import nms
@@ -18,6 +17,17 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
+from tests.embedded.dense_parts import (
+    NUM_CLASSES,
+    FixedHead,
+    TwoLevels,
+    image,
+    make_fcos,
+    make_retinanet,
+    rows,
+    slow_focal,
+    targets,
+)
 
 FINE, COARSE = (4, 6), (2, 3)  # cells of a 32 x 48 image
 A = 2  # anchors per cell of make_retinanet

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from dense_parts import NUM_CLASSES, FixedHead, TwoLevels, image, make_fcos, rows, slow_focal, slow_giou_loss, targets
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
@@ -13,6 +12,17 @@ from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
+from tests.embedded.dense_parts import (
+    NUM_CLASSES,
+    FixedHead,
+    TwoLevels,
+    image,
+    make_fcos,
+    rows,
+    slow_focal,
+    slow_giou_loss,
+    targets,
+)
 
 FINE, COARSE = (4, 6), (2, 3)  # cells of a 32 x 48 image
 BACKGROUND = NUM_CLASSES

@@ -13,6 +13,8 @@ from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils.events import EventWriter
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+
 
 class Idle(TrainerBase):
     """A trainer without work, which fails at the start of iteration `fail_at`."""

@@ -79,6 +79,7 @@ def test_cross_entropy_of_nothing_keeps_the_graph():
     loss.backward()
     assert logits.grad.shape == (0, 3)
     assert cross_entropy(logits, target, reduction="sum").item() == 0
+    assert cross_entropy(logits, target, reduction="none").shape == (0,)
     some, labels = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([1, 1])
     assert torch.equal(cross_entropy(some, labels), F.cross_entropy(some, labels))
     weighted = cross_entropy(some, labels, reduction="none", label_smoothing=0.1)

@@ -3,13 +3,21 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
-from rcnn_parts import TinyBackbone, make_cascade, make_heads, make_inputs, make_predictor, make_rcnn, make_rpn
 
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from tests.embedded.rcnn_parts import (
+    TinyBackbone,
+    make_cascade,
+    make_heads,
+    make_inputs,
+    make_predictor,
+    make_rcnn,
+    make_rpn,
+)
 
 LOSSES = ["loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"]
 

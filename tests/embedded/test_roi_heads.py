@@ -3,7 +3,6 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
-from rcnn_parts import CLASSES, LEVELS, make_features, make_heads, make_predictor, make_proposals, make_targets
 
 from detectron2.config import configurable, get_cfg
 from detectron2.layers import ShapeSpec
@@ -17,6 +16,15 @@ from detectron2.modeling.roi_heads import (
 )
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from tests.embedded.rcnn_parts import (
+    CLASSES,
+    LEVELS,
+    make_features,
+    make_heads,
+    make_predictor,
+    make_proposals,
+    make_targets,
+)
 
 SPECS = {name: ShapeSpec(channels=8, stride=s) for name, s in (("p2", 4), ("p3", 8))}
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from omegaconf import OmegaConf
-from rcnn_parts import make_features, make_rpn, make_targets
 
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
@@ -16,6 +15,7 @@ from detectron2.modeling.proposal_generator import StandardRPNHead, build_rpn_he
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
+from tests.embedded.rcnn_parts import make_features, make_rpn, make_targets
 
 SPECS = {"p2": ShapeSpec(channels=8, stride=4), "p3": ShapeSpec(channels=8, stride=8)}
 

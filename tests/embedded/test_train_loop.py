@@ -259,6 +259,7 @@ def test_state_of_an_unknown_hook_is_ignored_with_a_warning(caplog):
     assert "Gone" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:.*GradScaler")
 def test_amp_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(AssertionError, match="CUDA is required"):

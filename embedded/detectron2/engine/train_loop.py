@@ -265,9 +265,8 @@ class AMPTrainer(SimpleTrainer):
     ):
         """precision: of the forward pass; log_grad_scaler: put its scale as a metric."""
         super().__init__(
-            model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward,
-            async_write_metrics
-        )  # fmt: skip
+            model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward, async_write_metrics
+        )
         self.grad_scaler = grad_scaler or torch.amp.GradScaler("cuda")
         self.precision = precision
         self.log_grad_scaler = log_grad_scaler

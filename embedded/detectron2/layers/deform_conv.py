@@ -62,19 +62,10 @@ class _DeformConvBase(nn.Module):
     def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
         self._check_channels("offset", offset, 2)
         geometry = (_pair(self.stride), _pair(self.padding), _pair(self.dilation))
-        if x.numel() == 0:
-            return self._empty_output(x, *geometry)
         x = deform_conv2d(x, offset, self.weight, self.bias, *geometry, mask)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)
-
-    def _empty_output(self, x: Tensor, *geometry: tuple[int, int]) -> Tensor:
-        size = [
-            (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(x.shape[-2:], self.kernel_size, *geometry)
-        ]
-        zero = 0.0 * (x.sum() + sum(p.sum() for p in self.parameters()))  # keeps the graph
-        return x.new_zeros(x.shape[0], self.out_channels, *size) + zero
 
     def extra_repr(self) -> str:
         names = "in_channels out_channels kernel_size stride padding dilation groups".split()

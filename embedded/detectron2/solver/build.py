@@ -86,10 +86,32 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
     optimizer = torch.optim.SGD(
-        params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV,
-        weight_decay=solver.WEIGHT_DECAY, foreach=True
-    )  # fmt: skip
+        params,
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+        weight_decay=solver.WEIGHT_DECAY,
+        foreach=True,
+    )
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _with_bias_settings(overrides: dict, base_lr, bias_lr_factor, weight_decay_bias) -> dict:
+    bias: dict[str, float] = {}
+    if bias_lr_factor is not None and bias_lr_factor != 1.0:
+        if base_lr is None:
+            raise ValueError("bias_lr_factor requires base_lr: pass base_lr too.")
+        bias["lr"] = base_lr * bias_lr_factor
+    if weight_decay_bias is not None:
+        bias["weight_decay"] = weight_decay_bias
+    if bias:
+        if "bias" in overrides:
+            raise ValueError(
+                "Conflicting overrides for 'bias': give either overrides['bias'] or "
+                "bias_lr_factor and weight_decay_bias."
+            )
+        overrides["bias"] = bias
+    return overrides
 
 
 def get_default_optimizer_params(
@@ -112,21 +134,7 @@ def get_default_optimizer_params(
         lr_factor_func: full parameter name -> factor of base_lr.
         overrides: last part of a parameter's name -> hyperparameters. They win.
     """
-    overrides = dict(overrides or {})
-    bias: dict[str, float] = {}
-    if bias_lr_factor is not None and bias_lr_factor != 1.0:
-        if base_lr is None:
-            raise ValueError("bias_lr_factor requires base_lr: pass base_lr too.")
-        bias["lr"] = base_lr * bias_lr_factor
-    if weight_decay_bias is not None:
-        bias["weight_decay"] = weight_decay_bias
-    if bias:
-        if "bias" in overrides:
-            raise ValueError(
-                "Conflicting overrides for 'bias': give either overrides['bias'] or "
-                "bias_lr_factor and weight_decay_bias."
-            )
-        overrides["bias"] = bias
+    overrides = _with_bias_settings(dict(overrides or {}), base_lr, bias_lr_factor, weight_decay_bias)
     if lr_factor_func is not None and base_lr is None:
         raise ValueError("lr_factor_func requires base_lr: pass base_lr too.")
 
