@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from data_parts import Numbers, Stream, ids
+from tests.embedded.data_parts import Numbers, Stream, ids
 from torch.utils.data import IterableDataset
 
 from detectron2.data import DatasetFromList, MapDataset, ToIterableDataset

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from data_parts import Numbers, Stream, identity, ids
+from tests.embedded.data_parts import Numbers, Stream, identity, ids
 from torch.utils.data import IterableDataset, get_worker_info
 
 from detectron2.config import get_cfg

@@ -37,7 +37,7 @@ rpn.update(batch_size_per_image=128, pre_nms_topk=(500, 300), post_nms_topk=(200
 
 heads = model.roi_heads
 heads.update(num_classes=10, batch_size_per_image=64)
-heads.box_pooler.sampling_ratio = 2
+heads.box_pooler.sampling_ratio = 1
 heads.box_head.update(input_shape=ShapeSpec(channels=64, height=7, width=7), fc_dims=[256, 256])
 heads.box_predictor.input_shape = ShapeSpec(channels=256)
 
