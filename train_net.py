@@ -33,7 +33,7 @@ def cli(argv: list[str] | None = None) -> None:
     if own := setup.own_data(args):
         run.use_own_data(**own)
     run.register_data()
-    setup.check_device(run.device, args.num_gpus, run.device_key)
+    setup.check_device(run.device, args.num_gpus, run.device_key, run.amp)
     run.check_classes()
     if args.dry_run:
         print(loop.dry_run(run))

@@ -16,6 +16,8 @@ ENGINE = engine.activate()
 
 import torch  # noqa: E402
 
+from detectron2.utils.logger import setup_logger  # noqa: E402
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
@@ -36,15 +38,19 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def _own_log_handlers():
-    """Close the handlers that a test opened: files of its folder, a captured stdout."""
-    yield
-    for name in ("detectron2", "fvcore", "shared"):
-        log = logging.getLogger(name)
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-    from detectron2.utils.logger import setup_logger
+def loggers_as_found():
+    """Loggers are process-wide: every test finds them propagating (for caplog), and leaves them so.
 
+    `setup_logger` remembers the folders it has opened: it forgets them, as their handlers are gone.
+    """
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "shared")]
+    before = [(log.level, log.propagate, list(log.handlers)) for log in loggers]
+    for log in loggers:
+        log.propagate = True
+    yield
+    for log, (level, propagate, handlers) in zip(loggers, before):
+        log.setLevel(level)
+        log.propagate, log.handlers = propagate, handlers
     setup_logger.cache_clear()
 
 

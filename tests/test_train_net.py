@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 
 import train_net
+from shared.config import load_config
+from shared.training import loop
+from shared.training.run import make_run
 from tests.paths import ROOT
 from tests.scenes import make_coco, own_data_flags
 
@@ -121,8 +124,9 @@ def test_unknown_key(config, capsys):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["lazy", "yaml"])
 def test_unregistered_data(config, capsys):
-    key = setting(config, "dataloader.train.dataset.names=digits_trian", "DATASETS.TRAIN=('digits_trian',)")
-    message = fails(capsys, "--config-file", config, key)
+    lazy = [f"dataloader.{part}.dataset.names={name}" for part, name in (("train", "digits_trian"), ("test", "x"))]
+    keys = setting(config, lazy, ["DATASETS.TRAIN=('digits_trian',)"])
+    message = fails(capsys, "--config-file", config, *keys)
     assert "'digits_trian' is not registered; did you mean digits_train" in message
 
 
@@ -152,6 +156,34 @@ def test_no_annotation_left_to_train_on(capsys, tmp_path):
     file.write_text(json.dumps(data))
     message = fails(capsys, "--config-file", LAZY, *flags, f"train.output_dir={tmp_path / 'run'}")
     assert "cannot be used" in message
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["lazy", "yaml"])
+def test_mask_training_on_data_without_masks(config, capsys, tmp_path):
+    flags = own_data_flags(tmp_path)
+    file = tmp_path / "train/annotations.json"
+    data = json.loads(file.read_text())
+    del data["annotations"][2]["segmentation"]
+    file.write_text(json.dumps(data))
+    key = setting(config, "dataloader.train.mapper.use_instance_mask=true", "MODEL.MASK_ON=True")
+    assert "annotation 3 has no segmentation" in fails(capsys, "--config-file", config, *flags, key)
+
+
+def test_several_test_sets_keep_their_predictions_apart(tmp_path):
+    from shared.data.coco_sets import register_coco_set
+
+    names = [register_coco_set(*map(str, make_coco(tmp_path / n, images=2, seed=i))) for i, n in enumerate("ab")]
+    flags = own_data_flags(tmp_path)[:4]
+    val = ["--val-json", str(tmp_path / "a/annotations.json"), "--val-images", str(tmp_path / "a/images")]
+    run = tmp_path / "run"
+    train_net.cli(["--config-file", YAML, *flags, *val, f"OUTPUT_DIR={run}"])
+    cfg = load_config(
+        str(run / "config.yaml"), [f"DATASETS.TEST={tuple(names)}", f"MODEL.WEIGHTS={run}/model_final.pth"]
+    )
+    results = loop.evaluate_only(make_run(cfg))
+    assert set(results) == set(names)
+    for name in names:
+        assert (run / "inference" / name / "coco_instances_results.json").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -233,6 +265,19 @@ def test_no_gpu(config, capsys, tmp_path):
     key = setting(config, "train.device", "MODEL.DEVICE")
     message = fails(capsys, "--config-file", config, *own_data_flags(tmp_path), f"{key}=cuda")
     assert f"no GPU is available here: set {key}=cpu" in message
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["lazy", "yaml"])
+def test_mixed_precision_without_a_gpu(config, capsys, tmp_path):
+    key = setting(config, "train.amp.enabled=true", "SOLVER.AMP.ENABLED=True")
+    message = fails(capsys, "--config-file", config, *own_data_flags(tmp_path), key)
+    assert "needs a GPU" in message and "turn it off" in message
+
+
+def test_values_left_to_the_user(capsys):
+    message = fails(capsys, "--config-file", LAZY)
+    assert "dataloader.test.dataset.names.image_root" in message
+    assert "add dataloader.test.dataset.names.image_root=VALUE" in message
 
 
 def test_port_in_use(capsys, tmp_path):

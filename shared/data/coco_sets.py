@@ -114,6 +114,16 @@ def check_coco_set(json_file: str, image_root: str) -> Counter:
     return counts
 
 
+def require_masks(json_file: str) -> None:
+    """UserError where an object (crowds apart) has no segmentation, which training masks needs."""
+    for row in read_coco_json(json_file)["annotations"]:
+        if not row.get("segmentation") and not row.get("iscrowd"):
+            raise UserError(
+                f"{json_file}: annotation {row.get('id')} has no segmentation, but this config trains masks: "
+                f"choose a config without masks, such as configs/quickstart.py, or add them."
+            )
+
+
 def _check_box(box, width: int, height: int, where: str) -> bool:
     """Whether an XYWH box sticks out of its image a little; UserError where it is of no use."""
     if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)):

@@ -56,21 +56,14 @@ def train(run: Run, resume: bool) -> OrderedDict:
         last = evaluate(run, ddp, folder)
         return last
 
-    main = comm.is_main_process()
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=run.build_scheduler(optimizer)),
-            hooks.PeriodicCheckpointer(checkpointer, run.checkpoint_period, max_to_keep=run.max_to_keep)
-            if main
-            else None,
-            hooks.EvalHook(run.eval_period, test),
-            ProgressBar() if main else None,
-            hooks.PeriodicWriter(default_writers(run.output_dir, run.max_iter), period=run.log_period)
-            if main
-            else None,
-        ]
-    )
+    trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(scheduler=run.build_scheduler(optimizer))])
+    if comm.is_main_process():
+        saver = hooks.PeriodicCheckpointer(checkpointer, run.checkpoint_period, max_to_keep=run.max_to_keep)
+        trainer.register_hooks([saver])
+    trainer.register_hooks([hooks.EvalHook(run.eval_period, test)])
+    if comm.is_main_process():  # writers last: they write what the hooks before them measured
+        writers = default_writers(run.output_dir, run.max_iter)
+        trainer.register_hooks([ProgressBar(), hooks.PeriodicWriter(writers, period=run.log_period)])
     start_iter = _load_start(run, checkpointer, trainer, resume)
     if start_iter >= run.max_iter:
         logger.info("Nothing left to train: the run ended at iteration %d.", start_iter)
@@ -129,6 +122,7 @@ def dry_run(run: Run) -> str:
     model.eval()
     with torch.no_grad():
         outputs = model(batch)
+    logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)  # operators of no cost
     flops = sum(flop_count_operators(model, batch).values())
     size = "x".join(str(s) for s in batch[0]["image"].shape[1:])
     parameters = sum(p.numel() for p in model.parameters())

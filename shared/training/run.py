@@ -21,7 +21,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDete
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.registry import locate
-from shared.data.coco_sets import register_coco_set
+from shared.data.coco_sets import register_coco_set, require_masks
 from shared.data.named_errors import NamedErrors
 from shared.errors import UserError, nearest
 from shared.solver import clip_global_norm
@@ -66,6 +66,8 @@ class LazyRun:
         data.evaluator = OmegaConf.create(
             {"_target_": COCOEvaluator, "dataset_name": "${..test.dataset.names}"}, flags={"allow_objects": True}
         )
+        if data.train.mapper.use_instance_mask:
+            require_masks(train_json)
         count = len(self._class_names(data.train.dataset))
         for node, key in list(_class_counts(self.cfg.model)):
             node[key] = count
@@ -75,16 +77,17 @@ class LazyRun:
 
     def _class_names(self, dataset: DictConfig) -> list[str]:
         names = instantiate(dataset.names)
-        return _class_names([names] if isinstance(names, str) else list(names))
+        return class_names([names] if isinstance(names, str) else list(names))
 
     def check_classes(self) -> list[str]:
         """Class names of the training set; UserError where the model has another count."""
+        if missing := sorted(OmegaConf.missing_keys(self.cfg)):
+            raise UserError(f"The config leaves {', '.join(missing)} to you: add {missing[0]}=VALUE.")
         names = self._class_names(self.cfg.dataloader.train.dataset)
         self._class_names(self.cfg.dataloader.test.dataset)
         for node, key in _class_counts(self.cfg.model):
             if names and node[key] != len(names):
-                path = f"{node._get_full_key(key)}"
-                _contradiction(path, node[key], names, f"{path}={len(names)}")
+                _contradiction(node._get_full_key(key), node[key], names)
         self.cfg.train.class_names = names
         return names
 
@@ -148,7 +151,9 @@ class CfgRun:
         own.VAL_JSON, own.VAL_IMAGES = map(os.path.abspath, (val_json, val_images))
         self.cfg.DATASETS.TRAIN = (register_coco_set(own.TRAIN_JSON, own.TRAIN_IMAGES),)
         self.cfg.DATASETS.TEST = (register_coco_set(own.VAL_JSON, own.VAL_IMAGES),)
-        count = len(_class_names(list(self.cfg.DATASETS.TRAIN)))
+        if self.cfg.MODEL.MASK_ON:
+            require_masks(own.TRAIN_JSON)
+        count = len(class_names(list(self.cfg.DATASETS.TRAIN)))
         self.cfg.MODEL.ROI_HEADS.NUM_CLASSES = self.cfg.MODEL.RETINANET.NUM_CLASSES = count
 
     def register_data(self) -> None:
@@ -159,13 +164,13 @@ class CfgRun:
             register_coco_set(own.VAL_JSON, own.VAL_IMAGES)
 
     def check_classes(self) -> list[str]:
-        names = _class_names(list(self.cfg.DATASETS.TRAIN))
-        _class_names(list(self.cfg.DATASETS.TEST))
+        names = class_names(list(self.cfg.DATASETS.TRAIN))
+        class_names(list(self.cfg.DATASETS.TEST))
         dense = self.cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
         key = "MODEL.RETINANET.NUM_CLASSES" if dense else "MODEL.ROI_HEADS.NUM_CLASSES"
         node = self.cfg.MODEL.RETINANET if dense else self.cfg.MODEL.ROI_HEADS
         if names and node.NUM_CLASSES != len(names):
-            _contradiction(key, node.NUM_CLASSES, names, f"{key}={len(names)}")
+            _contradiction(key, node.NUM_CLASSES, names)
         self.cfg.DATASETS.CLASS_NAMES = names
         return names
 
@@ -188,7 +193,8 @@ class CfgRun:
         for name in self.cfg.DATASETS.TEST:
             mapper = NamedErrors(DatasetMapper(self.cfg, is_train=False))
             loader = build_detection_test_loader(self.cfg, name, mapper=mapper)
-            yield name, loader, _evaluator_of(name, folder)
+            several = folder is not None and len(self.cfg.DATASETS.TEST) > 1
+            yield name, loader, _evaluator_of(name, os.path.join(folder, name) if several else folder)
 
     def save_config(self, file: str) -> None:
         with open(file, "w") as f:
@@ -240,7 +246,7 @@ def _class_counts(node: DictConfig) -> Iterator[tuple[DictConfig, str]]:
             yield from _class_counts(child)
 
 
-def _class_names(names: list[str]) -> list[str]:
+def class_names(names: list[str]) -> list[str]:
     """Class names of the first data set; [] where it knows none. Makes sure that all exist."""
     for name in names:
         if name not in DatasetCatalog.list():
@@ -259,10 +265,10 @@ def _class_names(names: list[str]) -> list[str]:
     return list(MetadataCatalog.get(names[0]).get("thing_classes", [])) if names else []
 
 
-def _contradiction(key: str, count: int, names: list[str], fix: str) -> None:
+def _contradiction(key: str, count: int, names: list[str]) -> None:
     raise UserError(
         f"{key} is {count}, but the training data has {len(names)} classes "
-        f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}): set {fix}."
+        f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}): set {key}={len(names)}."
     )
 
 

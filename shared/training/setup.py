@@ -63,9 +63,11 @@ def own_data(args: argparse.Namespace) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------- checks before any process starts
-def check_device(device: str, num_gpus: int, key: str) -> None:
-    """UserError where the config wants GPUs that this machine lacks."""
+def check_device(device: str, num_gpus: int, key: str, amp: bool = False) -> None:
+    """UserError where the config wants GPUs that this machine lacks, or mixed precision on a CPU."""
     if not device.startswith("cuda"):
+        if amp:
+            raise UserError(f"Mixed precision training needs a GPU, but {key} is {device!r}: turn it off.")
         return
     have = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if have == 0:

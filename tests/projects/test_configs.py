@@ -2,7 +2,7 @@
 
 import pytest
 
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from shared.config import load_config
 from shared.training.run import make_run
 from tests.paths import ROOT
@@ -54,3 +54,11 @@ def test_cascade_and_mask_parameters():
     cascade = parameters("cascade_rcnn_r50_fpn_1x")
     assert cascade - faster == 2 * (head + 1025 * 81) + 3 * 1025 * 4 - 1025 * 320
     assert parameters("cascade_mask_rcnn_r50_fpn_1x") - cascade == mask - faster
+
+
+def test_voc_block():
+    """Detectron2's usual setting: both trainvals, tested on 2007, short sides 480 to 800 by 32."""
+    data = LazyConfig.load(str(ROOT / "configs/common/data/voc.py")).dataloader
+    assert list(data.train.dataset.names) == ["voc_2007_trainval", "voc_2012_trainval"]
+    assert list(data.train.mapper.augmentations[0].short_edge_length) == list(range(480, 801, 32))
+    assert data.evaluator.dataset_name == data.test.dataset.names == "voc_2007_test"

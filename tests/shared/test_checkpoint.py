@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 def test_pickle_of_arrays_is_accepted(tmp_path):
     content = {"model": OrderedDict(w=np.ones((2, 3), np.float32)), "__author__": "x"}
-    for protocol in (2, 4):
+    for protocol in (2, 4, 5):
         (tmp_path / "w.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
         check_weights_file(str(tmp_path / "w.pkl"))
 

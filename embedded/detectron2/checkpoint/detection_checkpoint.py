@@ -3,7 +3,7 @@
 import codecs
 import os
 import pickle
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
@@ -19,106 +19,63 @@ from detectron2.utils.file_io import PathManager
 
 from .c2_model_loading import align_and_update_state_dicts
 
-_DTYPES = [np.dtype(code) for code in "?bBhHiIlLqQefdFDSU"]
-# What numpy's arrays and scalars call when they are unpickled: (function, its name).
-_NUMPY_BUILDERS = [
-    (np.zeros(1).__reduce__()[0], "multiarray._reconstruct"),
-    (np.float64(0).__reduce__()[0], "multiarray.scalar"),
-    (np.zeros(1).__reduce_ex__(5)[0], "numeric._frombuffer"),
-]
-_NUMPY_GLOBALS = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype} | {
-    f"numpy.{core}.{name}": builder
-    for builder, name in _NUMPY_BUILDERS
-    for core in ("core", "_core")  # before and since numpy 2
-}
-_PICKLE_GLOBALS = _NUMPY_GLOBALS | {
-    "collections.OrderedDict": OrderedDict,
-    "collections.defaultdict": defaultdict,
-    "_codecs.encode": codecs.encode,
-    **{
-        f"{module}.{kind.__name__}": kind
-        for kind in (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, set, str)
-        for module in ("builtins", "__builtin__")
-    },
-}
+_DTYPES = [type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDSU"]
+_NUMPY_GLOBALS = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+for _core in ("numpy.core", "numpy._core"):  # what numpy's arrays and scalars call, before and since numpy 2
+    _NUMPY_GLOBALS[f"{_core}.multiarray._reconstruct"] = np.zeros(1).__reduce__()[0]
+    _NUMPY_GLOBALS[f"{_core}.multiarray.scalar"] = np.float64(0).__reduce__()[0]
+    _NUMPY_GLOBALS[f"{_core}.numeric._frombuffer"] = np.zeros(1).__reduce_ex__(5)[0]
+_PICKLE_GLOBALS = {**_NUMPY_GLOBALS, "collections.OrderedDict": OrderedDict, "_codecs.encode": codecs.encode}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Knows numpy arrays and builtin containers; refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _PICKLE_GLOBALS[f"{module}.{name}"]
-        except KeyError:
+        if f"{module}.{name}" not in _PICKLE_GLOBALS:
             raise pickle.UnpicklingError(
-                f"The checkpoint wants {module}.{name}, which is neither a numpy array nor a "
-                "builtin container, and could run any code. If you trust the file, load it with "
-                "pickle yourself and save its arrays alone."
-            ) from None
-
-
-def _load_pickle(filename: str) -> dict[str, Any]:
-    """A .pkl file of the zoo, or Caffe2's."""
-    with PathManager.open(filename, "rb") as f:
-        data = _ArrayUnpickler(f, encoding="latin1").load()
-    if "model" in data and "__author__" in data:
-        return data
-    data = data.get("blobs", data)
-    weights = {k: v for k, v in data.items() if not k.endswith("_momentum")}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _split_query(path: str) -> tuple[str, bool]:
-    """The path without "?matching_heuristics=True", and whether it was there."""
-    url = urlparse(path)
-    query = parse_qs(url.query)
-    heuristics = query.pop("matching_heuristics", ["False"])
-    if query or heuristics not in (["True"], ["False"]):
-        raise ValueError(f"Unsupported query in {path}: only ?matching_heuristics=True is understood.")
-    return url._replace(query="").geturl(), heuristics == ["True"]
+                f"The checkpoint wants {module}.{name}, which is neither a numpy array nor a builtin container, and "
+                "could run any code. If you trust the file, load it with pickle yourself and save its arrays alone."
+            )
+        return _PICKLE_GLOBALS[f"{module}.{name}"]
 
 
 class DetectionCheckpointer(Checkpointer):
-    """fvcore's Checkpointer, saving on the main process only; it also loads .pkl files of the
-    model zoo and of Caffe2, and matches names by `path?matching_heuristics=True`.
+    """fvcore's Checkpointer, saving on the main process only; it also loads .pkl files of the model zoo and of Caffe2,
+    and matches names by `path?matching_heuristics=True`.
 
-    Loading never runs code from the file. `.pkl` may hold numpy arrays and builtin containers;
-    everything else goes through `torch.load(weights_only=True)`, numpy scalars and arrays
-    admitted. Other content raises pickle.UnpicklingError; there is no fallback.
+    Loading never runs code from the file. `.pkl` may hold numpy arrays and builtin containers; everything else goes
+    through `torch.load(weights_only=True)`, numpy admitted. Other content raises pickle.UnpicklingError.
     """
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, save_to_disk: bool | None = None, **checkpointables: Any
     ):
-        super().__init__(
-            model,
-            save_dir,
-            save_to_disk=comm.is_main_process() if save_to_disk is None else save_to_disk,
-            **checkpointables,
-        )
+        save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.path_manager = PathManager
         self._is_distributed = isinstance(model, DistributedDataParallel)
-        self._matching_heuristics = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load; returns what else is in the file. Nothing happens for an empty path.
 
-        A distributed model may have the file on the main worker alone: the others then get the
-        weights (and nothing but those) by broadcast.
+        A distributed model may have the file on the main worker alone: the others then get the weights (and nothing
+        but those) by broadcast.
         """
-        if not path:
-            return super().load(path, checkpointables)
-        path, self._matching_heuristics = _split_query(path)
-        if not self._is_distributed:
+        url = urlparse(path)
+        query = parse_qs(url.query)
+        self._matching_heuristics = query.pop("matching_heuristics", []) == ["True"]
+        if query:
+            raise ValueError(f"Unsupported query in {path}: only ?matching_heuristics=True is understood.")
+        path = url._replace(query="").geturl()
+        if not path or not self._is_distributed:
             return super().load(path, checkpointables)
 
         path = self.path_manager.get_local_path(path)
         has_file = comm.all_gather(os.path.isfile(path))
         if not has_file[0]:
             raise OSError(f"File {path} not found on the main worker.")
-        extra = {}
-        if has_file[comm.get_rank()]:
-            extra = super().load(path, checkpointables)
+        extra = super().load(path, checkpointables) if has_file[comm.get_rank()] else {}
         if not all(has_file):
             self.logger.warning(f"Not all workers can read {path}; they get its weights sent.")
             for tensor in self.model.state_dict().values():
@@ -127,10 +84,15 @@ class DetectionCheckpointer(Checkpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            checkpoint = _load_pickle(filename)
+            with PathManager.open(filename, "rb") as f:
+                checkpoint = _ArrayUnpickler(f, encoding="latin1").load()
+            if not {"model", "__author__"} <= checkpoint.keys():
+                blobs = checkpoint.get("blobs", checkpoint)
+                weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+                checkpoint = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
         else:
             aliases = [(obj, name) for name, obj in _NUMPY_GLOBALS.items()]
-            with torch.serialization.safe_globals(aliases + [type(d) for d in _DTYPES]):
+            with torch.serialization.safe_globals(aliases + _DTYPES):
                 checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
         if "model" not in checkpoint:
             checkpoint = {"model": checkpoint}

@@ -12,40 +12,29 @@ from detectron2.utils.registry import _convert_target_to_string, locate
 
 def dump_dataclass(obj: Any) -> dict[str, Any]:
     """A dataclass object as a dict of `_target_` and fields, nested ones and lists included."""
-    assert dataclasses.is_dataclass(obj) and not isinstance(obj, type), (
-        f"dump_dataclass needs an object of a dataclass, got {obj!r}."
-    )
+    assert dataclasses.is_dataclass(obj) and not isinstance(obj, type), f"{obj!r} is no object of a dataclass."
 
     def dump(value):
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dump_dataclass(value)
         if isinstance(value, (list, tuple)):
             return [dump(x) for x in value]
-        return value
+        return dump_dataclass(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
     fields = {f.name: dump(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
     return {"_target_": _convert_target_to_string(type(obj)), **fields}
 
 
 def instantiate(cfg: Any) -> Any:
-    """Call what `_target_` names, arguments first, in key order.
-
-    What is no config, or has no `_target_`, is returned as it is.
-    """
-    if isinstance(cfg, ListConfig):
-        return ListConfig([instantiate(x) for x in cfg], flags={"allow_objects": True})
-    if isinstance(cfg, list):
-        return [instantiate(x) for x in cfg]
+    """Call what `_target_` names, arguments first, in key order. Anything without `_target_` is returned as it is."""
+    if isinstance(cfg, (list, ListConfig)):
+        items = [instantiate(x) for x in cfg]
+        return items if isinstance(cfg, list) else ListConfig(items, flags={"allow_objects": True})
     if isinstance(cfg, DictConfig) and dataclasses.is_dataclass(cfg._metadata.object_type):
         return OmegaConf.to_object(cfg)
     if not (isinstance(cfg, Mapping) and "_target_" in cfg):
         return cfg
-
     kwargs = {k: instantiate(v) for k, v in cfg.items()}
-    target = kwargs.pop("_target_")
-    name = target
-    if isinstance(target, str):
-        target = locate(target)
+    name = kwargs.pop("_target_")
+    target = locate(name) if isinstance(name, str) else name
     assert callable(target), f"_target_ {name!r} is not callable."
     try:
         return target(**kwargs)

@@ -5,23 +5,20 @@ import dataclasses
 import inspect
 import logging
 import os
-import uuid
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager, suppress
-from copy import deepcopy
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec
+from contextlib import contextmanager
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
 import cloudpickle
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
+from omegaconf import DictConfig, OmegaConf, SCMode
 
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import _convert_target_to_string
 
-_PACKAGE = "detectron2._lazy_config_"  # config files are modules of packages of such names
+_PACKAGE = "detectron2._lazy_config"  # what config files take for their package
 
 
 class LazyCall:
@@ -34,55 +31,35 @@ class LazyCall:
 
     def __call__(self, **kwargs) -> DictConfig:
         target = self._target
-        if isinstance(target, type) and dataclasses.is_dataclass(target):
-            # omegaconf would turn the type into a config
+        if isinstance(target, type) and dataclasses.is_dataclass(target):  # omegaconf would make a config of the type
             target = _convert_target_to_string(target)
-        return _dict_config({**kwargs, "_target_": target})
-
-
-def _dict_config(content: Mapping) -> DictConfig:
-    return DictConfig(content, flags={"allow_objects": True})
+        return _cast_to_config({**kwargs, "_target_": target})
 
 
 def _cast_to_config(obj: Any) -> Any:
-    return _dict_config(obj) if isinstance(obj, dict) else obj
+    return DictConfig(obj, flags={"allow_objects": True}) if isinstance(obj, dict) else obj
 
 
 def _run_file(filename: str) -> ModuleType:
     """Execute a config file as a module of its own. SyntaxError naming the file."""
     with PathManager.open(filename, "r") as f:
-        source = f.read()
-    try:
-        code = compile(source, filename, "exec", dont_inherit=True)
-    except SyntaxError as e:
-        raise SyntaxError(f"Config file {filename} has a syntax error: {e}") from e
-    stem = os.path.splitext(os.path.basename(filename))[0]
-    module = module_from_spec(ModuleSpec(f"{_PACKAGE}{uuid.uuid4().hex[:8]}.{stem}", None))
-    module.__file__ = filename
+        code = compile(f.read(), filename, "exec", dont_inherit=True)
+    module = ModuleType(f"{_PACKAGE}.{os.path.splitext(os.path.basename(filename))[0]}")
+    module.__file__, module.__package__ = filename, _PACKAGE
     exec(code, module.__dict__)
     return module
 
 
 def _find_relative_file(importer: str, name: str, level: int) -> str:
     """The file that `from <level dots><name> import ...` means in the file `importer`."""
-    dots = "." * level
     if not name:
-        raise ImportError(
-            f"'from {dots} import x' is no relative import that config files support "
-            f"(in {importer}): write 'from {dots}file import x'."
-        )
+        raise ImportError(f"In {importer}, a relative import of no file: write 'from {'.' * level}file import x'.")
     parents = [os.pardir] * (level - 1)
-    path = os.path.join(os.path.dirname(importer), *parents, *name.split("."))
-    path = os.path.normpath(path)
-    if PathManager.isfile(path + ".py"):
-        return path + ".py"
-    if PathManager.isdir(path):
-        raise ImportError(
-            f"Cannot import from {path}, imported as {dots}{name} in {importer}: it is a directory. Name a file in it."
-        )
-    raise ImportError(
-        f"Cannot import from {path}.py, imported as {dots}{name} in {importer}: this file does not exist."
-    )
+    path = os.path.normpath(os.path.join(os.path.dirname(importer), *parents, *name.split(".")))
+    if not PathManager.isfile(path + ".py"):
+        problem = "it is a directory, name a file in it" if PathManager.isdir(path) else "this file does not exist"
+        raise ImportError(f"Cannot import from {path}.py, as {'.' * level}{name} in {importer}: {problem}.")
+    return path + ".py"
 
 
 @contextmanager
@@ -91,14 +68,12 @@ def _relative_imports_of_files():
     original = builtins.__import__
 
     def import_(name, globals=None, locals=None, fromlist=(), level=0):
-        package = (globals or {}).get("__package__") or ""
-        if level == 0 or not package.startswith(_PACKAGE):
+        if level == 0 or globals.get("__package__") != _PACKAGE:
             return original(name, globals, locals, fromlist, level)
         module = _run_file(_find_relative_file(globals["__file__"], name, level))
-        everything = [k for k in vars(module) if not k.startswith("_")]
-        for key in everything if "*" in fromlist else fromlist:
-            if hasattr(module, key):  # where not, the import statement says so itself
-                setattr(module, key, _cast_to_config(getattr(module, key)))
+        for key, value in list(vars(module).items()):
+            if key in fromlist or ("*" in fromlist and not key.startswith("_")):
+                setattr(module, key, _cast_to_config(value))
         return module
 
     builtins.__import__ = import_
@@ -108,34 +83,15 @@ def _relative_imports_of_files():
         builtins.__import__ = original
 
 
-def _names_instead_of_targets(cfg: Any) -> None:
-    """Replace every callable `_target_` below `cfg` by its import string, in place."""
-    if not OmegaConf.is_config(cfg):
-        return
-    keys = range(len(cfg)) if isinstance(cfg, ListConfig) else list(cfg)
-    for key in keys:
-        if OmegaConf.is_interpolation(cfg, key) or OmegaConf.is_missing(cfg, key):
-            continue
-        value = cfg[key]
-        if key == "_target_" and callable(value):
-            with suppress(AttributeError):  # a functools.partial has no name
-                cfg[key] = _convert_target_to_string(value)
-        else:
-            _names_instead_of_targets(value)
-
-
-def _set(cfg: Any, key: str, value: Any) -> None:
-    parts = key.split(".")
-    for n in range(1, len(parts)):
-        prefix = ".".join(parts[:n])
-        node = OmegaConf.select(cfg, prefix, default=None)
-        if node is None:
-            break
-        if not OmegaConf.is_config(node):
-            raise KeyError(
-                f"Cannot set {key}: {prefix} is {node!r} of type {type(node).__name__}, not a config with keys."
-            )
-    OmegaConf.update(cfg, key, value, merge=True)
+def _names_instead_of_targets(obj: Any) -> Any:
+    """Plain containers, with every `_target_` that has a name (a functools.partial has none) as import string."""
+    if isinstance(obj, list):
+        return [_names_instead_of_targets(x) for x in obj]
+    if isinstance(obj, dict):
+        obj = {k: _names_instead_of_targets(v) for k, v in obj.items()}
+        if hasattr(target := obj.get("_target_"), "__qualname__"):
+            obj["_target_"] = _convert_target_to_string(target)
+    return obj
 
 
 def _to_lines(obj: Any, prefix: str) -> list[str]:
@@ -146,16 +102,15 @@ def _to_lines(obj: Any, prefix: str) -> list[str]:
 
 
 def _to_expression(obj: Any) -> str:
-    if isinstance(obj, dict) and "_target_" in obj:
-        kwargs = {k: v for k, v in obj.items() if k != "_target_"}
-        arguments = ", ".join(f"{k}={_to_expression(kwargs[k])}" for k in sorted(kwargs))
-        target = obj["_target_"]
-        return f"{target if isinstance(target, str) else _to_expression(target)}({arguments})"
-    if isinstance(obj, dict):
-        return "{" + ", ".join(f"{k!r}: {_to_expression(obj[k])}" for k in sorted(obj)) + "}"
     if isinstance(obj, list):
-        return "[" + ", ".join(_to_expression(x) for x in obj) + "]"
-    return _convert_target_to_string(obj) if hasattr(obj, "__qualname__") else repr(obj)
+        return "[" + ", ".join(map(_to_expression, obj)) + "]"
+    if not isinstance(obj, dict):
+        return _convert_target_to_string(obj) if hasattr(obj, "__qualname__") else repr(obj)
+    items = {k: _to_expression(obj[k]) for k in sorted(obj) if k != "_target_"}
+    if "_target_" not in obj:
+        return "{" + ", ".join(f"{k!r}: {v}" for k, v in items.items()) + "}"
+    target = obj["_target_"] if isinstance(obj["_target_"], str) else _to_expression(obj["_target_"])
+    return f"{target}({', '.join(f'{k}={v}' for k, v in items.items())})"
 
 
 class LazyConfig:
@@ -169,10 +124,9 @@ class LazyConfig:
 
     @staticmethod
     def load(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
-        """A .py or .yaml config.
+        """A .py or .yaml config: the value of one key, a tuple for several, or all of it.
 
-        keys: a name gives its value, a tuple of names a tuple of values. Without it: all public
-        variables of a Python file that are dicts or configs, as one config.
+        All of a Python file: its public variables that are dicts or configs, as one config.
         """
         filename = os.fspath(filename).replace("/./", "/")
         ext = os.path.splitext(filename)[1]
@@ -184,29 +138,25 @@ class LazyConfig:
                 found = OmegaConf.create(yaml.unsafe_load(f), flags={"allow_objects": True})
         else:
             raise ValueError(f"Config file {filename} has to end in .py, .yaml or .yml.")
-
         if isinstance(keys, str):
             return _cast_to_config(found[keys])
         if keys is not None:
             return tuple(_cast_to_config(found[k]) for k in keys)
-        if ext == ".py":
-            kinds = (dict, DictConfig, ListConfig)
-            found = {k: v for k, v in found.items() if isinstance(v, kinds) and not k.startswith("_")}
-            return _dict_config({k: _cast_to_config(v) for k, v in found.items()})
-        return found
+        if ext != ".py":
+            return found
+        public = {k: _cast_to_config(v) for k, v in found.items() if not k.startswith("_")}
+        return _cast_to_config({k: v for k, v in public.items() if OmegaConf.is_config(v)})
 
     @staticmethod
     def save(cfg: Any, filename: str) -> None:
         """Write a config as YAML, callables as import strings.
 
-        What YAML cannot hold (lambdas) goes into a pickle, `filename + ".pkl"`, as well. A
-        config that neither can hold is logged as an error: no reason to stop a run.
+        What YAML cannot hold (lambdas) is pickled to `filename + ".pkl"`; a failure of both is only logged.
         """
         logger = logging.getLogger(__name__)
         try:
-            cfg = deepcopy(cfg)
-            _names_instead_of_targets(cfg)
-            content = OmegaConf.to_container(cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE)
+            content = OmegaConf.to_container(cfg, structured_config_mode=SCMode.INSTANTIATE)  # unresolved
+            content = _names_instead_of_targets(content)
             text = yaml.dump(content, default_flow_style=None, allow_unicode=True, width=9999)
             with PathManager.open(filename, "w") as f:
                 f.write(text)
@@ -214,27 +164,26 @@ class LazyConfig:
         except Exception as e:
             logger.warning(f"{filename} cannot be written or read back ({e}): see {filename}.pkl.")
             try:
-                content = cloudpickle.dumps(cfg)
+                pickled = cloudpickle.dumps(cfg)
+                with PathManager.open(f"{filename}.pkl", "wb") as f:
+                    f.write(pickled)
             except Exception as e:
                 logger.error(f"The config cannot be pickled either: {e}")
-            else:
-                with PathManager.open(f"{filename}.pkl", "wb") as f:
-                    f.write(content)
 
     @staticmethod
     def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-        """Change `cfg` by overrides in hydra's grammar ("a.b=1"); returns it.
-
-        New keys are accepted unless the caller sets omegaconf's struct flag.
-        """
+        """Change `cfg` by overrides in hydra's grammar ("a.b=1"), new keys too unless it is a struct; returns it."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         for override in OverridesParser.create().parse_overrides(overrides):
+            key = override.key_or_group
             if override.is_delete():
-                raise NotImplementedError(
-                    f"Override {override.input_line!r}: keys cannot be deleted, set them to null."
-                )
-            _set(cfg, override.key_or_group, override.value())
+                raise NotImplementedError(f"{override.input_line!r}: keys cannot be deleted, set them to null.")
+            for prefix in accumulate(key.split(".")[:-1], "{}.{}".format):
+                node = OmegaConf.select(cfg, prefix, default=None)
+                if not (node is None or OmegaConf.is_config(node)):
+                    raise KeyError(f"Cannot set {key}: {prefix} is {node!r}, not a config with keys.")
+            OmegaConf.update(cfg, key, override.value(), merge=True)
         return cfg
 
     @staticmethod

@@ -39,11 +39,9 @@ class Metadata(SimpleNamespace):
         raise AttributeError(f"Metadata of dataset {self.name!r} has no {key!r}, only: {', '.join(self.__dict__)}.")
 
     def __setattr__(self, key: str, value: Any) -> None:
-        old = self.__dict__.get(key, value)
-        assert old == value, (
-            f"Attribute {key!r} in the metadata of {self.name!r} cannot be set to a different "
-            f"value: it is {old!r}, got {value!r}."
-        )
+        if (old := self.get(key, value)) != value:
+            name = f"Attribute {key!r} in the metadata of {self.name!r}"
+            raise AssertionError(f"{name} cannot be set to a different value: it is {old!r}, got {value!r}.")
         super().__setattr__(key, value)
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,5 +64,4 @@ class _MetadataCatalog(_Catalog):
         return self.setdefault(name, Metadata(name=name))
 
 
-DatasetCatalog = _DatasetCatalog()
-MetadataCatalog = _MetadataCatalog()
+DatasetCatalog, MetadataCatalog = _DatasetCatalog(), _MetadataCatalog()

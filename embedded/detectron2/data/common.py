@@ -31,8 +31,8 @@ class _TorchSerializedList:
         return len(self._ends)
 
     def __getitem__(self, idx: int) -> Any:
-        start = self._ends[idx - 1].item() if idx else 0
-        return pickle.loads(memoryview(self._bytes[start : self._ends[idx].item()].numpy()))
+        start = self._ends[idx - 1] if idx else 0
+        return pickle.loads(memoryview(self._bytes[start : self._ends[idx]].numpy()))
 
 
 _default_serialize: Callable[[list], Any] = _TorchSerializedList
@@ -50,12 +50,8 @@ def set_default_dataset_from_list_serialize_method(new: Callable[[list], Any]) -
 
 
 class DatasetFromList(Dataset):
-    """Map-style dataset over a list.
-
-    Args:
-        copy: deep-copy each item on access; only without `serialize`, which makes fresh items.
-        serialize: True (the default method), False, or a callable from the list to a sequence.
-    """
+    """Map-style dataset over a list. copy: deep-copy each item on access, unless `serialize` makes fresh items anyway.
+    serialize: True (the default method), False, or a callable from the list to a sequence."""
 
     def __init__(self, lst: list, copy: bool = True, serialize: bool | Callable = True):
         self._copy = copy and not serialize
@@ -71,9 +67,7 @@ class DatasetFromList(Dataset):
 
 class MapDataset(Dataset):
     """Apply `map_func` to each item of `dataset`; where it returns None, another item is taken.
-
-    Of an IterableDataset it makes an IterableDataset that leaves out the None.
-    """
+    Of an IterableDataset it makes an IterableDataset that leaves out the None."""
 
     def __new__(cls, dataset, map_func):
         is_iterable = isinstance(dataset, IterableDataset)
@@ -83,10 +77,8 @@ class MapDataset(Dataset):
         return self._dataset, self._map_func
 
     def __init__(self, dataset: Dataset, map_func: Callable):
-        self._dataset = dataset
-        self._map_func = PicklableWrapper(map_func)  # a lambda has to reach spawned workers
-        self._rng = random.Random(42)
-        self._failed: set[int] = set()
+        self._dataset, self._map_func = dataset, PicklableWrapper(map_func)  # a lambda has to reach spawned workers
+        self._rng, self._failed = random.Random(42), set()
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -108,31 +100,22 @@ class MapDataset(Dataset):
 
 class _MapIterableDataset(IterableDataset):
     def __init__(self, dataset: IterableDataset, map_func: Callable):
-        self._dataset = dataset
-        self._map_func = PicklableWrapper(map_func)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
+        self._dataset, self._map_func = dataset, PicklableWrapper(map_func)
 
     def __iter__(self) -> Iterator:
         return (x for x in map(self._map_func, self._dataset) if x is not None)
 
 
 class ToIterableDataset(IterableDataset):
-    """Stream `dataset[i]` for i of `sampler`.
-
-    Each worker runs the same sampler and keeps its chunks, dealt out round robin as DataLoader
-    collects. With chunks of the loader's batch size, any number of workers thus yields the
-    sampler's order. shard_sampler=False: `sampler` itself differs from worker to worker.
-    """
+    """Stream `dataset[i]` for i of `sampler`. Each worker runs the same sampler and keeps its chunks, dealt out round
+    robin as DataLoader collects. With chunks of the loader's batch size, any number of workers thus yields the
+    sampler's order. shard_sampler=False: `sampler` itself differs from worker to worker."""
 
     def __init__(self, dataset: Dataset, sampler: Sampler, shard_sampler=True, shard_chunk_size=1):
         assert not isinstance(dataset, IterableDataset), f"{dataset} is iterable already."
         assert isinstance(sampler, Sampler), f"Expected a Sampler, got {type(sampler)}."
-        self.dataset = dataset
-        self.sampler = sampler
-        self.shard_sampler = shard_sampler
-        self.shard_chunk_size = shard_chunk_size
+        self.dataset, self.sampler = dataset, sampler
+        self.shard_sampler, self.shard_chunk_size = shard_sampler, shard_chunk_size
 
     def __iter__(self) -> Iterator:
         info = get_worker_info()
@@ -146,15 +129,11 @@ class ToIterableDataset(IterableDataset):
 
 
 class AspectRatioGroupedDataset(IterableDataset):
-    """Batches (lists) of dicts that are all wider than high, or all not.
-
-    `width` and `height` are the original image's. Incomplete batches wait in `_buckets`, also for
-    the next iteration over the object.
-    """
+    """Batches (lists) of dicts that are all wider than high, or all not, by `width` and `height` of the original image.
+    Incomplete batches wait in `_buckets`, also for the next iteration over the object."""
 
     def __init__(self, dataset: Iterable[dict], batch_size: int):
-        self.dataset = dataset
-        self.batch_size = batch_size
+        self.dataset, self.batch_size = dataset, batch_size
         self._buckets: list[list[dict]] = [[], []]
 
     def __iter__(self) -> Iterator[list[dict]]:

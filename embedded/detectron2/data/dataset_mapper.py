@@ -17,15 +17,9 @@ from . import transforms as T
 class DatasetMapper:
     """Read the image, augment it, and turn the annotations into `Instances`.
 
-    The result keeps the dict's other keys, `width` and `height` of the original image among them,
-    and adds `image`: uint8 (C, H, W), and in training `instances`.
-
-    Args:
-        augmentations: of `detectron2.data.transforms`, augmentations or transforms.
-        image_format: of `detection_utils.read_image`.
-        instance_mask_format: "polygon" or "bitmask".
-        recompute_boxes: boxes from the transformed masks; tighter than transformed boxes.
-        use_keypoint, precomputed_proposal_topk: only their defaults are supported.
+    The result keeps the dict's other keys, `width` and `height` of the original image among them, and adds `image`:
+    uint8 (C, H, W), and in training `instances`. image_format: of `detection_utils.read_image`. instance_mask_format:
+    "polygon" or "bitmask". recompute_boxes: take the boxes around the transformed masks, which are tighter.
     """
 
     @configurable
@@ -42,19 +36,13 @@ class DatasetMapper:
         recompute_boxes: bool = False,
     ):
         if use_keypoint or precomputed_proposal_topk is not None:
-            asked = f"use_keypoint={use_keypoint}, precomputed_proposal_topk="
-            asked += str(precomputed_proposal_topk)
-            raise ValueError(f"Keypoints and precomputed proposals are not supported: got {asked}.")
-        if recompute_boxes:
-            assert use_instance_mask, "recompute_boxes=True needs use_instance_mask=True."
-        self.is_train = is_train
-        self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
-        self.use_instance_mask = use_instance_mask
-        self.instance_mask_format = instance_mask_format
+            got = f"{use_keypoint=}, {precomputed_proposal_topk=}"
+            raise ValueError(f"Keypoints and precomputed proposals are not supported: got {got}.")
+        assert use_instance_mask or not recompute_boxes, "recompute_boxes=True needs use_instance_mask=True."
+        self.is_train, self.augmentations, self.image_format = is_train, T.AugmentationList(augmentations), image_format
+        self.use_instance_mask, self.instance_mask_format = use_instance_mask, instance_mask_format
         self.recompute_boxes = recompute_boxes
-        mode = "training" if is_train else "inference"
-        logging.getLogger(__name__).info(f"Augmentations used in {mode}: {self.augmentations}")
+        logging.getLogger(__name__).info(f"Augmentations of the mapper ({is_train=}): {self.augmentations}")
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict[str, Any]:
@@ -79,9 +67,7 @@ class DatasetMapper:
         dataset_dict = copy.deepcopy(dataset_dict)
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
         utils.check_image_size(dataset_dict, image)
-        aug_input = T.AugInput(image)
-        transforms = self.augmentations(aug_input)
-        image = aug_input.image
+        image, transforms = T.apply_augmentations(self.augmentations.augs, image)
         dataset_dict["image"] = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
         if not self.is_train:
             dataset_dict.pop("annotations", None)

@@ -13,13 +13,6 @@ from detectron2.utils import comm
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
-def _find_free_port() -> int:
-    """A port that is free now; somebody else may still take it before we do."""
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
-
-
 def launch(
     main_func: Callable,
     num_gpus_per_machine: int,
@@ -31,27 +24,25 @@ def launch(
 ) -> None:
     """Run `main_func(*args)` in every worker; in this very process if there is only one.
 
-    Args:
-        num_gpus_per_machine: workers per machine; without CUDA they talk over gloo.
-        dist_url: how the workers meet, tcp://host:port. "auto": a free local port.
+    num_gpus_per_machine: workers per machine; without CUDA they talk over gloo. dist_url: how they meet,
+    tcp://host:port, or "auto": a free local port.
     """
     if num_machines * num_gpus_per_machine == 1:
         main_func(*args)
         return
     if dist_url == "auto":
         assert num_machines == 1, "dist_url=auto works on one machine only: give tcp://host:port."
-        dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
+        with socket.socket() as s:
+            s.bind(("", 0))  # free now; somebody else may still take it before we do
+            dist_url = f"tcp://127.0.0.1:{s.getsockname()[1]}"
     distributed = (num_machines, num_gpus_per_machine, machine_rank, dist_url, timeout)
     mp.start_processes(_worker, nprocs=num_gpus_per_machine, args=(distributed, main_func, args), daemon=False)
 
 
 def _worker(local_rank, distributed, main_func, args):
     num_machines, num_per_machine, machine_rank, dist_url, timeout = distributed
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        assert num_per_machine <= torch.cuda.device_count(), (
-            f"{num_per_machine} workers but {torch.cuda.device_count()} GPUs: lower --num-gpus."
-        )
+    has_gpu, num_gpus = torch.cuda.is_available(), torch.cuda.device_count()
+    assert not has_gpu or num_per_machine <= num_gpus, f"{num_per_machine} workers, {num_gpus} GPUs: lower --num-gpus."
     dist.init_process_group(
         backend="NCCL" if has_gpu else "GLOO",
         init_method=dist_url,

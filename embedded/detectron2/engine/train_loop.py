@@ -1,11 +1,12 @@
 """The training loop: trainers and the interface of hooks."""
 
-import concurrent.futures
 import contextlib
 import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial, partialmethod
 from typing import Any
 
 import numpy as np
@@ -21,32 +22,21 @@ logger = logging.getLogger(__name__)
 class HookBase:
     """What a trainer calls around its steps:
 
-        hook.before_train()
-        for each iteration:
-            hook.before_step()
-            trainer.run_step()    # calls hook.after_backward() of its own hooks
-            hook.after_step()
-        hook.after_train()        # also after an exception
-
-    `trainer` (a weak proxy) is set when the hook is registered.
+    hook.before_train()
+    for each iteration:
+        hook.before_step()
+        trainer.run_step()    # calls hook.after_backward() of its own hooks
+        hook.after_step()
+    hook.after_train()        # also after an exception
     """
 
-    trainer: "TrainerBase" = None
+    trainer: "TrainerBase" = None  # a weak proxy, set when the hook is registered
 
-    def before_train(self) -> None:
-        pass
-
-    def after_train(self) -> None:
-        pass
-
-    def before_step(self) -> None:
-        pass
-
-    def after_backward(self) -> None:
-        pass
-
-    def after_step(self) -> None:
-        pass
+    def before_train(self) -> None: ...
+    def after_train(self) -> None: ...
+    def before_step(self) -> None: ...
+    def after_backward(self) -> None: ...
+    def after_step(self) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to hold of this hook; `load_state_dict` takes it back."""
@@ -56,24 +46,21 @@ class HookBase:
 class TrainerBase:
     """A loop with hooks; subclasses implement `run_step`.
 
-    Attributes: iter (current one, max_iter after a complete run), start_iter, max_iter,
-    storage (EventStorage, while training).
+    Attributes: iter (current one, max_iter after a complete run), start_iter, max_iter, storage (while training).
     """
 
     def __init__(self):
         self._hooks: list[HookBase] = []
-        self.iter: int = 0
-        self.start_iter: int = 0
+        self.iter = self.start_iter = 0
         self.max_iter: int
         self.storage: EventStorage
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
         """Append hooks; they run in this order. None is skipped."""
-        hooks = [h for h in hooks if h is not None]
-        for hook in hooks:
+        for hook in filter(None, hooks):
             assert isinstance(hook, HookBase), f"{hook!r} is no HookBase."
             hook.trainer = weakref.proxy(self)  # the trainer owns the hook, not also inversely
-        self._hooks.extend(hooks)
+            self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations start_iter .. max_iter - 1."""
@@ -94,55 +81,46 @@ class TrainerBase:
             finally:
                 self.after_train()
 
-    def before_train(self) -> None:
-        for h in self._hooks:
-            h.before_train()
+    def _call_hooks(self, event: str) -> None:
+        for hook in self._hooks:
+            getattr(hook, event)()
 
-    def after_train(self) -> None:
-        self.storage.iter = self.iter
-        for h in self._hooks:
-            h.after_train()
+    before_train = partialmethod(_call_hooks, "before_train")
+    after_backward = partialmethod(_call_hooks, "after_backward")
+    after_step = partialmethod(_call_hooks, "after_step")
 
     def before_step(self) -> None:
         self.storage.iter = self.iter
-        for h in self._hooks:
-            h.before_step()
+        self._call_hooks("before_step")
 
-    def after_backward(self) -> None:
-        for h in self._hooks:
-            h.after_backward()
-
-    def after_step(self) -> None:
-        for h in self._hooks:
-            h.after_step()
+    def after_train(self) -> None:
+        self.storage.iter = self.iter
+        self._call_hooks("after_train")
 
     def run_step(self) -> None:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"iteration": self.iter}
-        hooks: dict[str, Any] = {}
-        for hook in self._hooks:
-            hook_state = hook.state_dict()
-            if hook_state:
-                hooks.setdefault(type(hook).__qualname__, hook_state)  # the first of a class
-        if hooks:
-            state["hooks"] = hooks
-        return state
+        # of several hooks of a class, the first
+        hooks = {type(h).__qualname__: state for h in reversed(self._hooks) if (state := h.state_dict())}
+        return {"iteration": self.iter, **({"hooks": hooks} if hooks else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.iter = state_dict["iteration"]
+        first = {type(h).__qualname__: h for h in reversed(self._hooks)}
         for name, hook_state in state_dict.get("hooks", {}).items():
-            for hook in self._hooks:
-                if type(hook).__qualname__ == name:
-                    hook.load_state_dict(hook_state)
-                    break
+            if name in first:
+                first[name].load_state_dict(hook_state)
             else:
                 logger.warning(f"No hook {name} is registered: its state is ignored.")
 
 
 class SimpleTrainer(TrainerBase):
-    """One model, one optimizer, one data loader; single or data parallel."""
+    """One model, one optimizer, one data loader; single or data parallel.
+
+    The model returns a dict of losses, or one loss; it is set to training mode. Metrics are gathered every
+    gather_metric_period iterations; with async_write_metrics by a thread, whose error ends training at its next use.
+    """
 
     def __init__(
         self,
@@ -153,28 +131,20 @@ class SimpleTrainer(TrainerBase):
         zero_grad_before_forward: bool = False,
         async_write_metrics: bool = False,
     ):
-        """The model returns a dict of losses, or one loss; it is set to training mode. Metrics
-        are gathered every gather_metric_period iterations (async: by a thread)."""
         super().__init__()
-        model.train()
-        self.model = model
-        self.data_loader = data_loader
-        self._iterator = None  # made at the first step, since it may start worker processes
-        self.optimizer = optimizer
-        self.gather_metric_period = gather_metric_period
-        self.zero_grad_before_forward = zero_grad_before_forward
-        self._writer_thread = concurrent.futures.ThreadPoolExecutor(max_workers=1) if async_write_metrics else None
-        self._pending_write: Callable[[], None] = lambda: None
+        self.model, self.data_loader, self.optimizer = model.train(), data_loader, optimizer
+        self.gather_metric_period, self.zero_grad_before_forward = gather_metric_period, zero_grad_before_forward
+        self._writer_thread = ThreadPoolExecutor(max_workers=1) if async_write_metrics else None
+        self._last_write = None
 
-    @property
+    @cached_property
     def _data_loader_iter(self):
-        if self._iterator is None:
-            self._iterator = iter(self.data_loader)
-        return self._iterator
+        return iter(self.data_loader)  # at the first step, since it may start worker processes
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
         """Drop the loader (and its workers), then go on with a new one."""
-        self.data_loader = self._iterator = None
+        self.data_loader = None
+        self.__dict__.pop("_data_loader_iter", None)
         self.data_loader = data_loader_builder()
 
     def run_step(self) -> None:
@@ -194,15 +164,8 @@ class SimpleTrainer(TrainerBase):
             self.optimizer.zero_grad()
         self._backward(losses)
         self.after_backward()
-
         if (self.iter + 1) % self.gather_metric_period == 0:
-            metrics = (loss_dict, data_time, self.iter)
-            if self._writer_thread is None:
-                self.write_metrics(*metrics)
-            else:
-                self._pending_write()  # an error of the last write ends training here
-                future = self._writer_thread.submit(self.write_metrics, *metrics)
-                self._pending_write = future.result
+            self._write_metrics(loss_dict, data_time, self.iter)
         self._optimizer_step()
 
     def _autocast(self) -> contextlib.AbstractContextManager:
@@ -215,30 +178,36 @@ class SimpleTrainer(TrainerBase):
         self.optimizer.step()
 
     def after_train(self) -> None:
-        if self._writer_thread is not None:
-            self._writer_thread.shutdown(wait=True)
+        if self._writer_thread:
+            self._writer_thread.shutdown()
         super().after_train()
+
+    def _write_metrics(self, *metrics) -> None:
+        if not self._writer_thread:
+            return self.write_metrics(*metrics)
+        if self._last_write:
+            self._last_write.result()
+        self._last_write = self._writer_thread.submit(self.write_metrics, *metrics)
 
     @staticmethod
     def write_metrics(loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:
-        """Put the losses (mean over ranks), their sum and data_time (slowest rank) into the
-        storage of the main process. FloatingPointError if the sum is not finite."""
-        metrics = {k: v.detach().cpu().item() for k, v in loss_dict.items()}
-        storage = get_event_storage()
-        storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
-        gathered = comm.gather({**metrics, "data_time": data_time})
+        """Put the losses (mean over ranks), their sum and data_time (slowest rank) into the storage of the main
+        process. FloatingPointError if the sum is not finite."""
+        put = partial(get_event_storage().put_scalar, cur_iter=cur_iter)
+        put("rank_data_time", data_time)
+        losses = {k: v.item() for k, v in loss_dict.items()}
+        gathered = comm.gather((losses, data_time))
         if not comm.is_main_process():
             return
-        slowest = np.max([m.pop("data_time") for m in gathered])
-        storage.put_scalar("data_time", slowest, cur_iter=cur_iter)
-        means = {k: np.mean([m[k] for m in gathered]) for k in metrics}
+        put("data_time", max(seconds for _, seconds in gathered))
+        means = {k: np.mean([values[k] for values, _ in gathered]) for k in losses}
         total = sum(means.values())
         if not np.isfinite(total):
             raise FloatingPointError(f"Loss became infinite or NaN at iteration={cur_iter}! loss_dict = {means}")
-        storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
+        put(f"{prefix}total_loss", total)
+        means.pop(f"{prefix}total_loss", None)
         for name, value in means.items():
-            if name != f"{prefix}total_loss":
-                storage.put_scalar(name, value, cur_iter=cur_iter)
+            put(name, value)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -249,33 +218,20 @@ class SimpleTrainer(TrainerBase):
 
 
 class AMPTrainer(SimpleTrainer):
-    """SimpleTrainer with automatic mixed precision on a GPU."""
+    """SimpleTrainer with automatic mixed precision on a GPU.
+
+    precision: of the forward pass; log_grad_scaler: put the scale as a metric.
+    """
 
     def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable,
-        optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
-        grad_scaler: "torch.amp.GradScaler | None" = None,
-        precision: torch.dtype = torch.float16,
-        log_grad_scaler: bool = False,
-        async_write_metrics: bool = False,
+        self, *args, grad_scaler=None, precision: torch.dtype = torch.float16, log_grad_scaler: bool = False, **kwargs
     ):
-        """precision: of the forward pass; log_grad_scaler: put its scale as a metric."""
-        super().__init__(
-            model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward, async_write_metrics
-        )
+        super().__init__(*args, **kwargs)
         self.grad_scaler = grad_scaler or torch.amp.GradScaler("cuda")
-        self.precision = precision
-        self.log_grad_scaler = log_grad_scaler
-
-    def run_step(self) -> None:
-        assert torch.cuda.is_available(), "[AMPTrainer] CUDA is required for AMP training!"
-        super().run_step()
+        self.precision, self.log_grad_scaler = precision, log_grad_scaler
 
     def _autocast(self) -> contextlib.AbstractContextManager:
+        assert torch.cuda.is_available(), "[AMPTrainer] CUDA is required for AMP training!"
         return torch.autocast("cuda", dtype=self.precision)
 
     def _backward(self, losses: torch.Tensor) -> None:

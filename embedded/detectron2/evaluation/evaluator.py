@@ -3,15 +3,13 @@
 import datetime
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 
-from detectron2.utils.comm import get_world_size, is_main_process
+from detectron2.utils.comm import is_main_process
 from detectron2.utils.logger import log_every_n_seconds
 
 
@@ -42,15 +40,14 @@ class DatasetEvaluators(DatasetEvaluator):
         for evaluator in self._evaluators:
             evaluator.process(inputs, outputs)
 
-    def evaluate(self) -> OrderedDict:
-        merged = OrderedDict()
+    def evaluate(self) -> dict:
+        merged = {}
         for evaluator in self._evaluators:
             results = evaluator.evaluate()
-            if not is_main_process() or results is None:
-                continue
-            for key, value in results.items():
-                assert key not in merged, f"Two evaluators return the key {key!r}: rename one of them."
-                merged[key] = value
+            if is_main_process() and results is not None:
+                shared = sorted(set(results) & set(merged))
+                assert not shared, f"Two evaluators return the keys {shared}: rename those of one of them."
+                merged.update(results)
         return merged
 
 
@@ -66,63 +63,32 @@ def inference_context(model: nn.Module) -> Iterator[None]:
 
 
 def inference_on_dataset(
-    model: Callable[[Any], Any],
-    data_loader: Iterable,
-    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
-    callbacks: Mapping[str, Callable[[], Any]] | None = None,
+    model: Callable, data_loader: Iterable, evaluator: DatasetEvaluator | Sequence | None, callbacks: dict | None = None
 ) -> Mapping:
-    """Run the model over the whole loader (which must have a length) and evaluate.
+    """Run the model over the whole loader (which must have a length); what the evaluator returns, {} instead of None.
 
     callbacks: optional functions "on_start", "before_inference", "after_inference", "on_end".
-    Returns what the evaluator returns, {} instead of None.
     """
-    logger = logging.getLogger(__name__)
     total = len(data_loader)
-    logger.info(f"Start inference on {total} batches")
-    if evaluator is None:
-        evaluator = DatasetEvaluators([])
-    elif isinstance(evaluator, Sequence):
-        evaluator = DatasetEvaluators(evaluator)
+    if evaluator is None or isinstance(evaluator, Sequence):
+        evaluator = DatasetEvaluators(evaluator or [])
     evaluator.reset()
-    call = {k: lambda: None for k in ("on_start", "before_inference", "after_inference", "on_end")}
+    call = dict.fromkeys(("on_start", "before_inference", "after_inference", "on_end"), lambda: None)
     call.update(callbacks or {})
-
-    with ExitStack() as stack:
-        if isinstance(model, nn.Module):
-            stack.enter_context(inference_context(model))
-        stack.enter_context(torch.no_grad())
+    start = time.perf_counter()
+    with inference_context(model) if isinstance(model, nn.Module) else nullcontext(), torch.no_grad():
         call["on_start"]()
-        _run_batches(model, data_loader, evaluator, call)
+        for i, inputs in enumerate(data_loader, 1):
+            call["before_inference"]()
+            outputs = model(inputs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # for callbacks that take the time
+            call["after_inference"]()
+            evaluator.process(inputs, outputs)
+            seconds = (time.perf_counter() - start) / i
+            eta = datetime.timedelta(seconds=int(seconds * (total - i)))
+            log_every_n_seconds(logging.INFO, f"Inference done {i}/{total}, {seconds:.4f} s/batch, ETA={eta}", n=5)
         call["on_end"]()
+    logging.getLogger(__name__).info(f"Inference of {total} batches took {time.perf_counter() - start:.1f} s.")
     results = evaluator.evaluate()
     return {} if results is None else results
-
-
-def _run_batches(model, data_loader, evaluator: DatasetEvaluator, call: Mapping) -> None:
-    """Forward and process every batch, with the mean times of each part in the log."""
-    total, spent = len(data_loader), {"data": 0.0, "inference": 0.0, "eval": 0.0}
-    start = last = time.perf_counter()
-
-    def lap(part: str) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        spent[part] += now - last
-        last = now
-
-    for i, inputs in enumerate(data_loader, 1):
-        lap("data")
-        call["before_inference"]()
-        outputs = model(inputs)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # or the kernels' time counts as the evaluator's
-        call["after_inference"]()
-        lap("inference")
-        evaluator.process(inputs, outputs)
-        lap("eval")
-        parts = " ".join(f"{k}: {v / i:.4f}" for k, v in spent.items())
-        eta = datetime.timedelta(seconds=int((last - start) / i * (total - i)))
-        log_every_n_seconds(logging.INFO, f"Inference done {i}/{total}. s/batch: {parts} ETA={eta}", n=5)
-    elapsed = datetime.timedelta(seconds=int(time.perf_counter() - start))
-    logging.getLogger(__name__).info(
-        f"Inference took {elapsed}, {spent['inference']:.1f} s of it in the model, on {get_world_size()} process(es)."
-    )

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from detectron2.utils import comm
 
 
-class FrozenBatchNorm2d(nn.Module):
-    """Batch norm with fixed statistics and fixed affine parameters, all of them buffers.
+def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return x * scale[:, None, None] + shift[:, None, None]
 
-    running_var starts at 1 - eps, so that an untouched layer gives exactly x * weight + bias.
-    """
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm of buffers only. running_var starts at 1 - eps: untouched, it is exactly x * weight + bias."""
 
     _version = 3
 
     def __init__(self, num_features: int, eps: float = 1e-5):
         super().__init__()
-        self.num_features = num_features
-        self.eps = eps
+        self.num_features, self.eps = num_features, eps
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -30,16 +30,14 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad:
-            stats = (self.running_mean, self.running_var, self.weight, self.bias)
-            return F.batch_norm(x, *stats, training=False, eps=self.eps)
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         # F.batch_norm would keep more memory, for gradients of the statistics
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+        return _scale_and_shift(x, scale.to(x.dtype), shift.to(x.dtype))
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args, **kwargs):
-        version = local_metadata.get("version")
-        if version is None or version < 2:  # old files hold weight and bias alone
+        if (local_metadata.get("version") or 0) < 2:  # old files hold weight and bias alone
             state_dict.setdefault(prefix + "running_mean", torch.zeros_like(self.running_mean))
             state_dict.setdefault(prefix + "running_var", torch.ones_like(self.running_var))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
@@ -49,10 +47,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
-        """Replace every BatchNorm2d and SyncBatchNorm of the tree in place.
-
-        Returns `module`, or its replacement if it is itself one of them.
-        """
+        """Freeze every BatchNorm2d and SyncBatchNorm of the tree in place. Returns the root, new if it was one."""
         return _replace(module, (nn.BatchNorm2d, nn.SyncBatchNorm), cls)
 
     @classmethod
@@ -68,23 +63,17 @@ def _replace(module: nn.Module, old: type | tuple[type, ...], new: type) -> nn.M
             setattr(module, name, _replace(child, old, new))
         return module
     norm = new(module.num_features, module.eps).to(module.running_mean)  # dtype, device
-    with torch.no_grad():
-        if module.weight is not None:
-            norm.weight.copy_(module.weight)
-            norm.bias.copy_(module.bias)
-        norm.running_mean.copy_(module.running_mean)
-        norm.running_var.copy_(module.running_var)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if (value := getattr(module, name)) is not None:
+            getattr(norm, name).data.copy_(value)
     tracked = module.num_batches_tracked
     norm.num_batches_tracked = tracked if tracked is None else tracked.clone()
     return norm.train(module.training)
 
 
 class NaiveSyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over all workers through a differentiable all-reduce of the means of x and x^2.
-
-    stats_mode "" averages over workers (equal batches, none empty); "N" weights each worker by
-    its number of images, which may be 0. running_var takes the biased variance.
-    """
+    """Batch norm over all workers by a differentiable all-reduce of the means of x and x^2; biased running_var.
+    stats_mode "" averages over workers (none empty); "N" weights each by its number of images, which may be 0."""
 
     def __init__(self, *args, stats_mode: str = "", **kwargs):
         super().__init__(*args, **kwargs)
@@ -94,37 +83,29 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if comm.get_world_size() == 1 or not self.training:
             return super().forward(input)
+        n, channels = input.shape[:2]
+        assert n > 0 or self._stats_mode, "NaiveSyncBatchNorm needs images on every worker; use 'naiveSyncBN_N'."
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        mean, mean_square, momentum = self._global_means(x)
-        var = mean_square - mean * mean
-        scale = self.weight * (var + self.eps).rsqrt()
-        shift = self.bias - mean * scale
-        with torch.no_grad():
-            self.running_mean += momentum * (mean - self.running_mean)
-            self.running_var += momentum * (var - self.running_var)
-        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
-
-    def _global_means(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means of x and x^2 (C,) over all workers, and the momentum of this step."""
-        n, channels = x.shape[:2]
-        if self._stats_mode == "":
-            assert n > 0, "NaiveSyncBatchNorm needs images on every worker; use 'naiveSyncBN_N'."
         if n == 0:
             local = x.new_zeros(2 * channels) + x.sum()  # x.sum() keeps the graph
         else:
             local = torch.cat([x.mean(dim=(0, 2, 3)), (x * x).mean(dim=(0, 2, 3))])
         weight = n if self._stats_mode == "N" else 1
         total = differentiable_all_reduce(torch.cat([local * weight, x.new_tensor([weight])]))
-        weights = total[-1].detach()
+        weights = total[-1].detach()  # of all workers
         mean, mean_square = (total[:-1] / weights.clamp(min=1)).chunk(2)
-        return mean, mean_square, self.momentum * weights.clamp(max=1)
+        var = mean_square - mean * mean
+        scale = self.weight * (var + self.eps).rsqrt()
+        with torch.no_grad():
+            momentum = self.momentum * weights.clamp(max=1)
+            self.running_mean += momentum * (mean - self.running_mean)
+            self.running_var += momentum * (var - self.running_var)
+        return _scale_and_shift(x, scale, self.bias - mean * scale).to(input.dtype)
 
 
 class CycleBatchNormList(nn.ModuleList):
-    """`length` norms with their own statistics and one common affine; call i uses norm i % length.
-
-    For heads that are shared by the levels of a pyramid. kwargs go to `bn_class`.
-    """
+    """`length` norms with their own statistics and one common affine, for heads shared by the levels of a pyramid:
+    call i uses norm i % length. kwargs go to `bn_class`."""
 
     def __init__(self, length: int, bn_class: Callable = nn.BatchNorm2d, **kwargs):
         self._affine = kwargs.pop("affine", True)
@@ -137,9 +118,7 @@ class CycleBatchNormList(nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         x = self[self._next](x)
         self._next = (self._next + 1) % len(self)
-        if not self._affine:
-            return x
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        return _scale_and_shift(x, self.weight, self.bias) if self._affine else x
 
 
 class LayerNorm(nn.Module):
@@ -153,8 +132,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         var, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
-        x = (x - mean) / (var + self.eps).sqrt()
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        return _scale_and_shift((x - mean) / (var + self.eps).sqrt(), self.weight, self.bias)
 
 
 _NORMS = {
@@ -173,8 +151,6 @@ def get_norm(norm: str | Callable | None, out_channels: int) -> nn.Module | None
     """The norm of that name, or of that callable, for `out_channels`; None for None or ""."""
     if norm is None or norm == "":
         return None
-    if not isinstance(norm, str):
-        return norm(out_channels)
-    if norm not in _NORMS:
+    if isinstance(norm, str) and norm not in _NORMS:
         raise KeyError(f"Unknown norm {norm!r}; choose one of {sorted(_NORMS)} or a callable.")
-    return _NORMS[norm](out_channels)
+    return (_NORMS[norm] if isinstance(norm, str) else norm)(out_channels)

@@ -1,9 +1,7 @@
 """Building blocks of convolutional networks."""
 
-from collections.abc import Callable
-
 from fvcore.nn.weight_init import c2_msra_fill
-from torch import Tensor, nn
+from torch import nn
 
 from .batch_norm import FrozenBatchNorm2d, get_norm
 from .wrappers import Conv2d
@@ -14,9 +12,7 @@ class CNNBlockBase(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.stride = stride
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
 
     def freeze(self) -> "CNNBlockBase":
         """Stop all gradients and replace every batch norm by a frozen one, in place."""
@@ -24,8 +20,9 @@ class CNNBlockBase(nn.Module):
         return FrozenBatchNorm2d.convert_frozen_batchnorm(self)
 
 
-class DepthwiseSeparableConv2d(nn.Module):
-    """A kxk convolution per channel, then a 1x1 convolution over channels (arXiv:1704.04861)."""
+class DepthwiseSeparableConv2d(nn.Sequential):
+    """A kxk convolution per channel, then a 1x1 convolution over channels (arXiv:1704.04861). norm1, norm2: as
+    `get_norm` takes them; with a norm there is no bias. activation1, activation2: callables or None."""
 
     def __init__(
         self,
@@ -35,10 +32,10 @@ class DepthwiseSeparableConv2d(nn.Module):
         padding: int = 1,
         dilation: int = 1,
         *,
-        norm1: str | Callable | None = None,
-        activation1: Callable | None = None,
-        norm2: str | Callable | None = None,
-        activation2: Callable | None = None,
+        norm1=None,
+        activation1=None,
+        norm2=None,
+        activation2=None,
     ):
         super().__init__()
         first = {"norm": get_norm(norm1, in_channels), "activation": activation1, "bias": not norm1}
@@ -48,6 +45,3 @@ class DepthwiseSeparableConv2d(nn.Module):
         self.pointwise = Conv2d(in_channels, out_channels, kernel_size=1, **last)
         c2_msra_fill(self.depthwise)
         c2_msra_fill(self.pointwise)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x))

@@ -1,7 +1,5 @@
 """Paste the fixed-size masks of boxes into an image."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,12 +27,10 @@ def _window(box: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
     return x0, y0, max(min(x1, width), x0), max(min(y1, height), y0)
 
 
-def paste_masks_in_image(masks: Tensor, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Resize the masks (N, M, M) to their boxes, Boxes or (N, 4) in pixels, and paste them.
-
-    image_shape: (height, width). Returns bool (N, height, width), true from `threshold` on;
-    with a negative threshold uint8 values * 255. Without masks: an empty uint8 tensor.
-    """
+def paste_masks_in_image(masks: Tensor, boxes, image_shape: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Resize the masks (N, M, M) to their boxes, Boxes or (N, 4) in pixels, and paste them. image_shape: (height,
+    width). Returns bool (N, height, width), true from `threshold` on; with a negative threshold uint8 values * 255.
+    Without masks: an empty uint8 tensor."""
     assert masks.shape[-1] == masks.shape[-2], f"Masks must be square, got {tuple(masks.shape)}."
     boxes = boxes if isinstance(boxes, Tensor) else boxes.tensor
     n, (height, width) = len(masks), image_shape
@@ -42,8 +38,7 @@ def paste_masks_in_image(masks: Tensor, boxes: Any, image_shape: tuple[int, int]
     if n == 0:
         return masks.new_empty((0, height, width), dtype=torch.uint8)
     masks = masks if masks.is_floating_point() else masks.float()
-    dtype = torch.bool if threshold >= 0 else torch.uint8
-    out = torch.zeros(n, height, width, device=masks.device, dtype=dtype)
+    out = masks.new_zeros((n, height, width), dtype=torch.bool if threshold >= 0 else torch.uint8)
     if masks.device.type == "cpu":  # one mask at a time: most pixels lie outside of every box
         chunks = [(slice(i, i + 1), _window(boxes[i], height, width)) for i in range(n)]
     else:
@@ -51,6 +46,5 @@ def paste_masks_in_image(masks: Tensor, boxes: Any, image_shape: tuple[int, int]
         chunks = [(slice(i, i + step), (0, 0, width, height)) for i in range(0, n, step)]
     for rows, (x0, y0, x1, y1) in chunks:
         values = _sample_window(masks[rows], boxes[rows], (x0, y0, x1, y1))
-        values = values >= threshold if threshold >= 0 else (values * 255).to(torch.uint8)
-        out[rows, y0:y1, x0:x1] = values
+        out[rows, y0:y1, x0:x1] = values >= threshold if threshold >= 0 else (values * 255).to(torch.uint8)
     return out

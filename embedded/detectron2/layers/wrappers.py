@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BatchNorm2d = nn.BatchNorm2d
-ConvTranspose2d = nn.ConvTranspose2d
-Linear = nn.Linear
-interpolate = F.interpolate
+__all__ = "BatchNorm2d Conv2d ConvTranspose2d Linear cat cross_entropy empty_input_loss_func_wrapper".split()
+__all__ += "interpolate move_device_like nonzero_tuple shapes_to_tensor".split()
+
+BatchNorm2d, ConvTranspose2d, Linear, interpolate = nn.BatchNorm2d, nn.ConvTranspose2d, nn.Linear, F.interpolate
 
 
 class Conv2d(nn.Conv2d):
@@ -18,15 +18,12 @@ class Conv2d(nn.Conv2d):
 
     def __init__(self, *args, norm: nn.Module | None = None, activation: Callable | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.norm = norm
-        self.activation = activation
+        self.norm, self.activation = norm, activation
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), N may be 0 unless the norm is a SyncBatchNorm in training."""
-        if x.numel() == 0 and self.training:
-            assert not isinstance(self.norm, nn.SyncBatchNorm), (
-                "SyncBatchNorm cannot train on an empty batch; use norm 'naiveSyncBN_N' or 'GN'."
-            )
+        sync = self.training and isinstance(self.norm, nn.SyncBatchNorm)
+        assert x.numel() > 0 or not sync, "SyncBatchNorm cannot train on an empty batch; use 'naiveSyncBN_N' or 'GN'."
         x = super().forward(x)
         if self.norm is not None:
             x = self.norm(x)
@@ -54,7 +51,6 @@ cross_entropy = empty_input_loss_func_wrapper(F.cross_entropy)
 
 
 def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
-    """One index tensor per dimension of `x`."""
     return x.nonzero(as_tuple=True)
 
 

@@ -38,9 +38,7 @@ def get_checkpoint_url(config_path: str) -> str:
     """Address of the trained weights; RuntimeError if there are none."""
     name = os.path.splitext(config_path)[0]
     if name not in CHECKPOINTS:
-        raise RuntimeError(
-            f"{name} has no trained weights in the model zoo. Those that have: {', '.join(CHECKPOINTS)}."
-        )
+        raise RuntimeError(f"{name} has no trained weights in the model zoo. These have: {', '.join(CHECKPOINTS)}.")
     return f"{BUCKET}{name}/{CHECKPOINTS[name]}"
 
 
@@ -73,14 +71,11 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     device: default the config's, or the CPU of a machine without CUDA.
     """
     cfg = get_config(config_path, trained)
-    if device is None and not torch.cuda.is_available():
-        device = "cpu"
+    device = device or (None if torch.cuda.is_available() else "cpu")
     if isinstance(cfg, CfgNode):
-        if device is not None:
-            cfg.MODEL.DEVICE = device
+        cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
         model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
     else:
-        model, weights = instantiate(cfg.model), cfg.train.init_checkpoint
-        model.to(device or cfg.train.device)
+        model, weights = instantiate(cfg.model).to(device or cfg.train.device), cfg.train.init_checkpoint
     DetectionCheckpointer(model).load(weights)
     return model

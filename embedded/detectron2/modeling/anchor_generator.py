@@ -1,5 +1,6 @@
 """Anchors: boxes of fixed sizes and aspect ratios around every cell of every feature map."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,17 +18,13 @@ ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 def _per_level(params: Sequence, num_levels: int, name: str) -> list[list[float]]:
     """One list per level, from one list per level or one list for all."""
     assert len(params) > 0, f"{name} of the anchor generator is empty: give at least one number."
-    if not isinstance(params[0], Sequence):
-        params = [params]
-    if len(params) == 1:
-        params = [params[0]] * num_levels
-    assert len(params) == num_levels, (
-        f"{name} of the anchor generator has {len(params)} lists for {num_levels} feature levels: "
-        "give one list per level, or one for all."
-    )
-    return [list(p) for p in params]
+    params = params if isinstance(params[0], Sequence) else [params]
+    params = list(params) * num_levels if len(params) == 1 else params
+    assert len(params) == num_levels, f"{name} of the anchors has {len(params)} lists for {num_levels} feature levels."
+    return params
 
 
+@ANCHOR_GENERATOR_REGISTRY.register()
 class DefaultAnchorGenerator(nn.Module):
     """Every size with every aspect ratio at every cell (arXiv:1506.01497)."""
 
@@ -35,33 +32,22 @@ class DefaultAnchorGenerator(nn.Module):
 
     @configurable
     def __init__(self, *, sizes: Sequence, aspect_ratios: Sequence, strides: Sequence, offset: float = 0.5):
-        """
-        Args:
-            sizes: square roots of the anchors' areas in pixels, a list per level or one for all.
-            aspect_ratios: height / width, likewise.
-            strides: pixels per cell, per level.
-            offset: centre of the first anchor in cells, within [0, 1).
-        """
+        """sizes: square roots of the anchors' areas in pixels, a list per level or one for all.
+        aspect_ratios: height / width, likewise. strides: pixels per cell, per level.
+        offset: centre of the first anchor in cells, within [0, 1)."""
         super().__init__()
-        self.strides = list(strides)
-        self.num_features = len(self.strides)
+        assert 0.0 <= offset < 1.0, f"The anchors' offset must lie in [0, 1), got {offset}."
+        self.strides, self.num_features, self.offset = list(strides), len(strides), offset
         sizes = _per_level(sizes, self.num_features, "sizes")
         aspect_ratios = _per_level(aspect_ratios, self.num_features, "aspect_ratios")
         self.cell_anchors = nn.Module()  # holds buffers "0", "1", ...; no checkpoint has them
         for level, params in enumerate(zip(sizes, aspect_ratios)):
-            anchors = self.generate_cell_anchors(*params)
-            self.cell_anchors.register_buffer(str(level), anchors, persistent=False)
-        assert 0.0 <= offset < 1.0, f"The anchors' offset must lie in [0, 1), got {offset}."
-        self.offset = offset
+            self.cell_anchors.register_buffer(str(level), self.generate_cell_anchors(*params), persistent=False)
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]):
-        return {
-            "sizes": cfg.MODEL.ANCHOR_GENERATOR.SIZES,
-            "aspect_ratios": cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS,
-            "strides": [x.stride for x in input_shape],
-            "offset": cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
-        }
+        c, strides = cfg.MODEL.ANCHOR_GENERATOR, [x.stride for x in input_shape]
+        return {"sizes": c.SIZES, "aspect_ratios": c.ASPECT_RATIOS, "strides": strides, "offset": c.OFFSET}
 
     @property
     def num_cell_anchors(self) -> list[int]:
@@ -73,11 +59,10 @@ class DefaultAnchorGenerator(nn.Module):
     def generate_cell_anchors(self, sizes: Sequence, aspect_ratios: Sequence) -> Tensor:
         """(len(sizes) * len(aspect_ratios), 4) boxes centred on 0, sizes outermost."""
         anchors = []
-        for size in sizes:
-            for ratio in aspect_ratios:
-                w = math.sqrt(size**2 / ratio)
-                h = ratio * w
-                anchors.append([-w / 2, -h / 2, w / 2, h / 2])
+        for size, ratio in itertools.product(sizes, aspect_ratios):
+            w = math.sqrt(size**2 / ratio)
+            h = ratio * w
+            anchors.append([-w / 2, -h / 2, w / 2, h / 2])
         return torch.tensor(anchors)
 
     def forward(self, features: list[Tensor]) -> list[Boxes]:
@@ -85,15 +70,10 @@ class DefaultAnchorGenerator(nn.Module):
         anchors = []
         for x, stride, cell in zip(features, self.strides, self.cell_anchors.buffers()):
             like = {"dtype": torch.float32, "device": x.device}
-            start = self.offset * stride
-            rows, cols = (torch.arange(start, n * stride, stride, **like) for n in x.shape[-2:])
-            y, x = torch.meshgrid(rows, cols, indexing="ij")
-            grid = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-            anchors.append(Boxes((grid + cell).reshape(-1, 4)))
+            axes = (torch.arange(self.offset * stride, n * stride, stride, **like) for n in x.shape[-2:])
+            y, x = torch.meshgrid(*axes, indexing="ij")
+            anchors.append(Boxes((torch.stack([x, y, x, y], dim=-1).unsqueeze(2) + cell).reshape(-1, 4)))
         return anchors
-
-
-ANCHOR_GENERATOR_REGISTRY.register(DefaultAnchorGenerator)
 
 
 def build_anchor_generator(cfg, input_shape: list[ShapeSpec]) -> nn.Module:

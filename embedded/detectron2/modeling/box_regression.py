@@ -27,8 +27,7 @@ class Box2BoxTransform:
 
     def __init__(self, weights: Sequence, scale_clamp: float = math.log(1000.0 / 16)):
         """weights: factors of (dx, dy, dw, dh). scale_clamp: upper limit of the decoded dw, dh."""
-        self.weights = weights
-        self.scale_clamp = scale_clamp
+        self.weights, self.scale_clamp = weights, scale_clamp
 
     def get_deltas(self, src_boxes: Tensor, target_boxes: Tensor) -> Tensor:
         """(R, 4), (R, 4) -> (R, 4). Every source box must have a positive width."""
@@ -42,16 +41,15 @@ class Box2BoxTransform:
         """Deltas (R, 4k) applied to boxes (R, 4), in float32. Returns (R, 4k)."""
         deltas = deltas.float()
         center, size = (x.unsqueeze(1) for x in _centers_sizes(boxes.to(deltas.dtype)))
-        d = deltas.unflatten(1, (-1, 4)).unbind(-1)
-        d = torch.stack([x / w for x, w in zip(d, self.weights)], dim=-1)
+        d = torch.stack([x / w for x, w in zip(deltas.unflatten(1, (-1, 4)).unbind(-1), self.weights)], dim=-1)
         center = center + d[..., :2] * size
         half = 0.5 * torch.exp(d[..., 2:].clamp(max=self.scale_clamp)) * size
         return torch.cat([center - half, center + half], dim=-1).flatten(1)
 
 
 class Box2BoxTransformLinear:
-    """FCOS's encoding (arXiv:1904.01355, eq. 1): distances of the sides (l, t, r, b) from the
-    source's centre, in units of the source's width and height if `normalize_by_size`."""
+    """FCOS's encoding (arXiv:1904.01355, eq. 1): distances of the sides (l, t, r, b) from the source's centre, in
+    units of the source's width and height if `normalize_by_size`."""
 
     def __init__(self, normalize_by_size: bool = True):
         self.normalize_by_size = normalize_by_size
@@ -66,8 +64,7 @@ class Box2BoxTransformLinear:
         """Deltas (R, 4k), negative ones as 0, on boxes (R, 4). Returns (R, 4k) in their dtype."""
         d = F.relu(deltas).unflatten(1, (-1, 4))
         center, size = (x.unsqueeze(1) for x in _centers_sizes(boxes.to(deltas.dtype)))
-        if self.normalize_by_size:
-            d = d * size.repeat(1, 1, 2)
+        d = d * size.repeat(1, 1, 2) if self.normalize_by_size else d
         return torch.cat([center - d[..., :2], center + d[..., 2:]], dim=-1).flatten(1)
 
 
@@ -85,12 +82,10 @@ def _dense_box_regression_loss(
 ) -> Tensor:
     """Sum of the box loss over the foreground anchors.
 
-    Args:
-        anchors: per level, R boxes in all.
-        pred_anchor_deltas: per level (N, Ri, 4).
-        gt_boxes: per image (R, 4), the box matched to each anchor; background rows are ignored.
-        fg_mask: (N, R) bool, or `...` for all.
-        box_reg_loss_type: "smooth_l1" compares deltas; "giou", "diou", "ciou" decoded boxes.
+    anchors: per level, R boxes in all. pred_anchor_deltas: per level (N, Ri, 4).
+    gt_boxes: per image (R, 4), the box matched to each anchor; background rows are ignored.
+    fg_mask: (N, R) bool, or `...` for all.
+    box_reg_loss_type: "smooth_l1" compares deltas; "giou", "diou", "ciou" decoded boxes.
     """
     anchors = torch.cat([a.tensor if isinstance(a, Boxes) else a for a in anchors])
     pred = cat(pred_anchor_deltas, dim=1)
@@ -98,10 +93,7 @@ def _dense_box_regression_loss(
         # Background rows may give log(0) here: the mask drops them.
         target = torch.stack([box2box_transform.get_deltas(anchors, gt) for gt in gt_boxes])
         return smooth_l1_loss(pred[fg_mask], target[fg_mask], smooth_l1_beta, reduction="sum")
-    if box_reg_loss_type in _IOU_LOSSES:
-        boxes = torch.stack([box2box_transform.apply_deltas(d, anchors) for d in pred])
-        iou_loss = _IOU_LOSSES[box_reg_loss_type]
-        return iou_loss(boxes[fg_mask], torch.stack(gt_boxes)[fg_mask], reduction="sum")
-    raise ValueError(
-        f"Invalid dense box regression loss type '{box_reg_loss_type}': use smooth_l1, {', '.join(_IOU_LOSSES)}."
-    )
+    if box_reg_loss_type not in _IOU_LOSSES:
+        raise ValueError(f"Invalid box_reg_loss_type '{box_reg_loss_type}': use smooth_l1, {', '.join(_IOU_LOSSES)}.")
+    boxes = torch.stack([box2box_transform.apply_deltas(d, anchors) for d in pred])
+    return _IOU_LOSSES[box_reg_loss_type](boxes[fg_mask], torch.stack(gt_boxes)[fg_mask], reduction="sum")

@@ -22,8 +22,7 @@ def assign_boxes_to_levels(
 
 def convert_boxes_to_pooler_format(box_lists: list[Boxes]) -> Tensor:
     """Boxes per image -> (R, 5): index of the image, x0, y0, x1, y1."""
-    rows = [nn.functional.pad(b.tensor, (1, 0), value=i) for i, b in enumerate(box_lists)]
-    return cat(rows)
+    return cat([nn.functional.pad(b.tensor, (1, 0), value=i) for i, b in enumerate(box_lists)])
 
 
 def _level_pooler(pooler_type: str, output_size, scale: float, sampling_ratio: int) -> nn.Module:
@@ -46,53 +45,36 @@ class ROIPooler(nn.Module):
         canonical_box_size: int = 224,
         canonical_level: int = 4,
     ):
-        """
-        Args:
-            output_size: side, or (height, width), of the result.
-            scales: 1 / stride per level, each half of the one before.
-            sampling_ratio: samples per bin and axis; 0 chooses by the box size.
-            pooler_type: "ROIAlignV2" (pixel centres at .5), "ROIAlign", "ROIPool".
-            canonical_box_size: side in pixels of a box that belongs to `canonical_level`.
-        """
+        """output_size: side, or (height, width), of the result. scales: 1 / stride per level.
+        sampling_ratio: samples per bin and axis; 0 chooses by the box size.
+        pooler_type: "ROIAlignV2" (pixel centres at .5), "ROIAlign", "ROIPool".
+        canonical_box_size: side in pixels of a box that belongs to `canonical_level`."""
         super().__init__()
-        size = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
-        assert len(size) == 2, f"output_size must be a side or (height, width), got {output_size}."
-        self.output_size = tuple(size)
+        self.output_size = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
+        assert len(self.output_size) == 2, f"output_size must be a side or (height, width), got {output_size}."
         self.level_poolers = nn.ModuleList(
             _level_pooler(pooler_type, self.output_size, scale, sampling_ratio) for scale in scales
         )
         levels = [-math.log2(scale) for scale in scales]
         self.min_level, self.max_level = round(levels[0]), round(levels[-1])
-        assert math.isclose(levels[0], self.min_level) and math.isclose(levels[-1], self.max_level), (
-            f"The strides of the feature maps must be powers of 2, got scales {scales}."
-        )
-        assert len(levels) == self.max_level - self.min_level + 1, (
-            f"The scales must halve from level to level, got {scales}."
-        )
-        assert self.min_level >= 0, f"The scales must be at most 1, got {scales}."
-        assert canonical_level > 0, f"canonical_level must be positive, got {canonical_level}."
-        self.canonical_level = canonical_level
-        self.canonical_box_size = canonical_box_size
+        halved = self.min_level >= 0 and levels == list(range(self.min_level, self.max_level + 1))
+        assert halved, f"The scales must be at most 1, powers of 2, and must halve from level to level, got {scales}."
+        self.canonical_box_size, self.canonical_level = canonical_box_size, canonical_level
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         """Maps (N, C, Hi, Wi) per level, boxes per image -> (R, C, h, w) in the images' order."""
-        assert isinstance(x, list) and isinstance(box_lists, list), (
-            "ROIPooler takes a list of feature maps and a list of Boxes."
-        )
-        assert len(x) == len(self.level_poolers), (
-            f"ROIPooler has {len(self.level_poolers)} scales, got {len(x)} feature maps."
-        )
-        assert len(box_lists) == x[0].size(0), (
-            f"The feature maps hold {x[0].size(0)} images, got boxes of {len(box_lists)}."
-        )
+        lists = isinstance(x, list) and isinstance(box_lists, list)
+        assert lists, "ROIPooler takes a list of feature maps and a list of Boxes."
+        num_images, num_levels = x[0].size(0), len(self.level_poolers)
+        assert len(x) == num_levels, f"ROIPooler has {num_levels} scales, got {len(x)} feature maps."
+        assert len(box_lists) == num_images, f"The maps hold {num_images} images, got boxes of {len(box_lists)}."
         if len(box_lists) == 0:
             return x[0].new_zeros(0, x[0].size(1), *self.output_size)
         boxes = convert_boxes_to_pooler_format(box_lists)
-        if len(self.level_poolers) == 1:
+        if num_levels == 1:
             return self.level_poolers[0](x[0], boxes)
-        levels = assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-        )
+        limits = self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        levels = assign_boxes_to_levels(box_lists, *limits)
         output = x[0].new_zeros(len(boxes), x[0].size(1), *self.output_size)
         # A level without boxes is pooled too: its map then gets a gradient (of zeros).
         for level, pooler in enumerate(self.level_poolers):

@@ -11,10 +11,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """Warm up to `scheduler`.
+    """Warm up from `warmup_factor * scheduler(0)` to where `scheduler` goes on ("linear"), or stay there ("constant").
 
-    `warmup_length` is a fraction of training. The warm-up starts at
-    `warmup_factor * scheduler(0)`; "linear" ends where the scheduler goes on, "constant" stays.
+    warmup_length: a fraction of training; rescale_interval: squeeze the whole scheduler into what is left after the
+    warm-up, instead of cutting its beginning off.
     """
 
     def __init__(
@@ -25,32 +25,24 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_method: str = "linear",
         rescale_interval: bool = False,
     ):
-        """rescale_interval: squeeze the whole scheduler into what is left after the warm-up
-        (instead of cutting its beginning off)."""
-        start = warmup_factor * scheduler(0.0)
-        end = scheduler(0.0) if rescale_interval else scheduler(warmup_length)
-        if warmup_method == "linear":
-            warmup = LinearParamScheduler(start, end)
-        elif warmup_method == "constant":
-            warmup = ConstantParamScheduler(start)
-        else:
+        start, end = warmup_factor * scheduler(0.0), scheduler(0.0 if rescale_interval else warmup_length)
+        warmups = {"linear": LinearParamScheduler(start, end), "constant": ConstantParamScheduler(start)}
+        if warmup_method not in warmups:
             raise ValueError(f"Unknown warmup method: {warmup_method}. Use 'linear' or 'constant'.")
         super().__init__(
-            [warmup, scheduler],
+            [warmups[warmup_method], scheduler],
             interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
             lengths=[warmup_length, 1 - warmup_length],
         )
 
 
 class LRMultiplier(LRScheduler):
-    """lr = base lr of the group * multiplier(step / max_iter)."""
+    """lr = base lr of the group * multiplier(step / max_iter). last_iter: where training stopped, -1 for a new run."""
 
     def __init__(self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1):
-        """last_iter: the iteration that training stopped at, -1 for a new run."""
         if not isinstance(multiplier, ParamScheduler):
             raise ValueError(f"LRMultiplier needs a fvcore ParamScheduler as multiplier, got {multiplier!r}.")
-        self._multiplier = multiplier
-        self._max_iter = max_iter
+        self._multiplier, self._max_iter = multiplier, max_iter
         super().__init__(optimizer, last_epoch=last_iter)
 
     def state_dict(self) -> dict:

@@ -20,11 +20,8 @@ class BoxMode(IntEnum):
 
     @staticmethod
     def convert(box: Any, from_mode: "BoxMode", to_mode: "BoxMode") -> Any:
-        """Convert a list or tuple of 4 numbers, or an array or tensor (n, 4).
-
-        Returns the type of `box`, or `box` itself if the modes are equal. Only XYXY_ABS and
-        XYWH_ABS; width and height are plain differences, without a + 1. Lists round to float32.
-        """
+        """Convert a list or tuple of 4 numbers (rounded to float32), or an array or tensor (n, 4); only XYXY_ABS and
+        XYWH_ABS, without a + 1. Returns the type of `box`, or `box` itself if the modes are equal."""
         if from_mode == to_mode:
             return box
         if {from_mode, to_mode} != {BoxMode.XYXY_ABS, BoxMode.XYWH_ABS}:
@@ -39,25 +36,59 @@ class BoxMode(IntEnum):
         return out.numpy() if isinstance(box, np.ndarray) else out
 
 
-class Boxes:
+class TensorRows:
+    """What Boxes, BitMasks and ROIMasks share: all they hold is `tensor`, with a row per instance."""
+
+    _ndim = 3
+
+    def __init__(self, tensor: Tensor):
+        if tensor.dim() != self._ndim:
+            name, shape = type(self).__name__, tuple(tensor.shape)
+            raise ValueError(f"{name} takes a tensor of {self._ndim} dimensions, rows first, got {shape}.")
+        self.tensor = tensor
+
+    def to(self, *args: Any, **kwargs: Any):
+        return type(self)(self.tensor.to(*args, **kwargs))
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensor.device
+
+    def __getitem__(self, item: int | slice | Tensor):
+        """An int keeps one row; a slice, an index tensor or a bool tensor (n,) selects."""
+        rows = self.tensor[item][None] if isinstance(item, int) else self.tensor[item]
+        assert rows.dim() == self.tensor.dim(), f"Indexing {type(self).__name__} with {item} does not select rows."
+        return type(self)(rows)
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.tensor
+
+    @classmethod
+    def cat(cls, items: Sequence["TensorRows"]):
+        """The rows of all, always a copy; an empty list gives no boxes."""
+        return cls(torch.cat([x.tensor for x in items]) if len(items) else [])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_instances={len(self)})"
+
+
+class Boxes(TensorRows):
     """R boxes in `tensor` (R, 4), always float32: half coordinates lose whole pixels."""
+
+    _ndim = 2
 
     def __init__(self, tensor: Any):
         tensor = torch.as_tensor(tensor).to(torch.float32)
         if tensor.numel() == 0:
             tensor = tensor.reshape(0, 4)  # keeps device and graph
         assert tensor.dim() == 2 and tensor.size(1) == 4, f"Boxes takes an (n, 4) tensor, got {tuple(tensor.shape)}."
-        self.tensor = tensor
+        super().__init__(tensor)
 
     def clone(self) -> "Boxes":
         return Boxes(self.tensor.clone())
-
-    def to(self, device: torch.device | str) -> "Boxes":
-        return Boxes(self.tensor.to(device=device))
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
 
     def area(self) -> Tensor:
         """(R,), in square pixels."""
@@ -89,41 +120,24 @@ class Boxes:
         self.tensor[:, 0::2] *= scale_x
         self.tensor[:, 1::2] *= scale_y
 
-    @classmethod
-    def cat(cls, boxes_list: Sequence["Boxes"]) -> "Boxes":
-        """One Boxes, always a copy; an empty list gives no boxes."""
-        if len(boxes_list) == 0:
-            return cls(torch.empty(0, 4))
-        return cls(torch.cat([b.tensor for b in boxes_list], dim=0))
-
-    def __getitem__(self, item: int | slice | Tensor) -> "Boxes":
-        """An int keeps one row; a slice, an index tensor or a bool tensor (R,) selects."""
-        if isinstance(item, int):
-            return Boxes(self.tensor[item].view(1, 4))
-        rows = self.tensor[item]
-        assert rows.dim() == 2, f"Indexing Boxes with {item} gives no (n, 4) tensor."
-        return Boxes(rows)
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield from self.tensor
-
     def __repr__(self) -> str:
         return f"Boxes({self.tensor})"
 
 
-def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """(N, M) intersection areas."""
-    a, b = boxes1.tensor[:, None], boxes2.tensor
-    sides = torch.min(a[..., 2:], b[:, 2:]) - torch.max(a[..., :2], b[:, :2])
-    return sides.clamp(min=0).prod(dim=2)
+def _intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Areas (...) of the overlaps of a and b (..., 4), which are broadcast."""
+    sides = torch.min(a[..., 2:], b[..., 2:]) - torch.max(a[..., :2], b[..., :2])
+    return sides.clamp(min=0).prod(dim=-1)
 
 
 def _ratio(inter: Tensor, area: Tensor) -> Tensor:
     """inter / area, but 0 (not nan) for degenerate boxes."""
     return torch.where(inter > 0, inter / area, inter.new_zeros(()))
+
+
+def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
+    """(N, M) intersection areas."""
+    return _intersection(boxes1.tensor[:, None], boxes2.tensor)
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
@@ -139,15 +153,12 @@ def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 def pairwise_point_box_distance(points: Tensor, boxes: Boxes) -> Tensor:
     """(N, M, 4) distances of points (N, 2) to the left, top, right, bottom; inside: positive."""
-    to_low = points[:, None] - boxes.tensor[:, :2]
-    to_high = boxes.tensor[:, 2:] - points[:, None]
-    return torch.cat([to_low, to_high], dim=2)
+    low, high = boxes.tensor.split(2, dim=1)
+    return torch.cat([points[:, None] - low, high - points[:, None]], dim=2)
 
 
 def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
     """(N,) IoU of the i-th with the i-th box; nan for two empty boxes."""
     assert len(boxes1) == len(boxes2), f"Got {len(boxes1)} and {len(boxes2)} boxes to match."
-    a, b = boxes1.tensor, boxes2.tensor
-    sides = torch.min(a[:, 2:], b[:, 2:]) - torch.max(a[:, :2], b[:, :2])
-    inter = sides.clamp(min=0).prod(dim=1)
+    inter = _intersection(boxes1.tensor, boxes2.tensor)
     return inter / (boxes1.area() + boxes2.area() - inter)

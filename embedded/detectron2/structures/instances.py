@@ -1,7 +1,7 @@
 """The instances of one image: fields of equal length under names of one's choice."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,8 @@ from torch import Tensor
 
 
 class Instances:
-    """Fields (tensors, Boxes, masks, lists) of the instances of an image of (height, width).
-
-    `inst.name = value` adds a field, `inst.name` reads it, `inst[item]` indexes all fields.
-    """
+    """Fields (tensors, Boxes, masks, lists) of the instances of an image of (height, width). `inst.name = value` adds a
+    field, `inst.name` reads it, `inst[item]` indexes all fields."""
 
     def __init__(self, image_size: tuple[int, int], **fields: Any):
         self._image_size = image_size
@@ -28,10 +26,7 @@ class Instances:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "image_size":
             raise AttributeError("image_size is read-only; make a new Instances of that size.")
-        if name.startswith("_"):
-            super().__setattr__(name, value)
-        else:
-            self.set(name, value)
+        (super().__setattr__ if name.startswith("_") else self.set)(name, value)
 
     def __getattr__(self, name: str) -> Any:
         fields = self.__dict__.get("_fields", {})  # not yet there while being unpickled
@@ -58,12 +53,12 @@ class Instances:
         """The live dict of the fields."""
         return self._fields
 
+    def _map(self, function: Callable[[Any], Any]) -> "Instances":
+        return Instances(self._image_size, **{name: function(value) for name, value in self._fields.items()})
+
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
         """Call `to` of every field that has it."""
-        out = Instances(self._image_size)
-        for name, value in self._fields.items():
-            out.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
-        return out
+        return self._map(lambda value: value.to(*args, **kwargs) if hasattr(value, "to") else value)
 
     def __getitem__(self, item: int | slice | Tensor) -> "Instances":
         """Index every field; an int keeps one row."""
@@ -71,10 +66,7 @@ class Instances:
             if not -len(self) <= item < len(self):
                 raise IndexError(f"Index {item} is out of range for {len(self)} instances.")
             item = slice(item, None, len(self))
-        out = Instances(self._image_size)
-        for name, value in self._fields.items():
-            out.set(name, value[item])
-        return out
+        return self._map(lambda value: value[item])
 
     def __len__(self) -> int:
         for value in self._fields.values():
@@ -108,6 +100,5 @@ class Instances:
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
-        size = "image_height={}, image_width={}".format(*self._image_size)
-        count = len(self) if self._fields else 0
-        return f"Instances(num_instances={count}, {size}, fields=[{fields}])"
+        (h, w), count = self._image_size, len(self) if self._fields else 0
+        return f"Instances(num_instances={count}, image_height={h}, image_width={w}, fields=[{fields}])"

@@ -12,7 +12,7 @@ from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.layers.roi_align import ROIAlign
 from detectron2.utils.memory import retry_if_cuda_oom
 
-from .boxes import Boxes
+from .boxes import Boxes, TensorRows
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
@@ -35,56 +35,21 @@ def rasterize_polygons_within_box(polygons: list[np.ndarray], box: np.ndarray, m
     return torch.from_numpy(polygons_to_bitmask(cropped, mask_size, mask_size))
 
 
-class _TensorMasks:
-    """What BitMasks and ROIMasks share: everything is in `tensor`, of three dimensions."""
-
-    def __init__(self, tensor: Tensor):
-        if tensor.dim() != 3:
-            name = type(self).__name__
-            raise ValueError(f"{name} takes a tensor (n, H, W), got {tuple(tensor.shape)}.")
-        self.tensor = tensor
-
-    def to(self, *args: Any, **kwargs: Any):
-        return type(self)(self.tensor.to(*args, **kwargs))
-
-    @property
-    def device(self) -> torch.device:
-        return self.tensor.device
-
-    def __getitem__(self, item: int | slice | Tensor):
-        """An int keeps one mask; a slice, an index tensor or a bool tensor (n,) selects."""
-        return type(self)(self.tensor[[item]] if isinstance(item, int) else self.tensor[item])
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_instances={len(self)})"
-
-
-class BitMasks(_TensorMasks):
+class BitMasks(TensorRows):
     """Masks in `tensor`, bool (n, H, W)."""
 
     def __init__(self, tensor: Tensor | np.ndarray):
         super().__init__(torch.as_tensor(tensor).to(torch.bool))
         self.image_size = tuple(self.tensor.shape[1:])
 
-    def __iter__(self) -> Iterator[Tensor]:
-        yield from self.tensor
-
     def nonempty(self) -> Tensor:
         """(n,) bool: the mask has a pixel."""
         return self.tensor.flatten(1).any(dim=1)
 
     @staticmethod
-    def from_polygon_masks(
-        polygon_masks: "PolygonMasks | list[list[np.ndarray]]", height: int, width: int
-    ) -> "BitMasks":
-        polygons = getattr(polygon_masks, "polygons", polygon_masks)
-        masks = np.zeros((len(polygons), height, width), dtype=bool)
-        for mask, instance in zip(masks, polygons):
-            mask[:] = polygons_to_bitmask(instance, height, width)
-        return BitMasks(masks)
+    def from_polygon_masks(polygon_masks: "PolygonMasks | list", height: int, width: int) -> "BitMasks":
+        masks = [polygons_to_bitmask(polygons, height, width) for polygons in polygon_masks]
+        return BitMasks(np.stack(masks) if masks else np.zeros((0, height, width)))
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
         """Bool (n, M, M): mask i inside box i of `boxes` (n, 4), by RoIAlign, cut at 0.5."""
@@ -92,42 +57,30 @@ class BitMasks(_TensorMasks):
         rows = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
         rois = torch.cat([rows[:, None], boxes], dim=1)
         masks = self.tensor.to(device=boxes.device, dtype=torch.float32)
-        align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
-        return align(masks[:, None], rois)[:, 0] >= 0.5
+        return ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)(masks[:, None], rois)[:, 0] >= 0.5
 
     def get_bounding_boxes(self) -> Boxes:
         """The smallest box around all pixels of a mask, max edges exclusive; zeros if empty."""
-        sides = []
-        for line in (self.tensor.any(dim=1).int(), self.tensor.any(dim=2).int()):  # x, then y
-            first = line.argmax(dim=1)
-            sides.append((first, line.shape[1] - line.flip(1).argmax(dim=1)))
-        (x0, x1), (y0, y1) = sides
-        boxes = torch.stack([x0, y0, x1, y1], dim=1)
-        return Boxes(boxes * self.nonempty()[:, None])
+        lines = (self.tensor.any(dim=1).int(), self.tensor.any(dim=2).int())  # x, y
+        low = [line.argmax(dim=1) for line in lines]
+        high = [line.shape[1] - line.flip(1).argmax(dim=1) for line in lines]
+        return Boxes(torch.stack(low + high, dim=1) * self.nonempty()[:, None])
 
-    @staticmethod
-    def cat(bitmasks_list: Sequence["BitMasks"]) -> "BitMasks":
-        return BitMasks(torch.cat([m.tensor for m in bitmasks_list], dim=0))
+
+def _polygon(numbers: Any) -> np.ndarray:
+    numbers = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers, dtype=np.float64)
+    if len(numbers) % 2 or len(numbers) < 6:
+        raise ValueError(f"A polygon has at least 3 points x, y; got {len(numbers)} numbers.")
+    return numbers
 
 
 class PolygonMasks:
     """Per instance a list of polygons, float64 arrays x0, y0, x1, y1, ... in pixels, on the CPU."""
 
     def __init__(self, polygons: list[list[Tensor | np.ndarray]]):
-        if not isinstance(polygons, list):
-            raise ValueError(f"PolygonMasks takes a list per instance, got {type(polygons)}.")
-        self.polygons = [self._instance(p) for p in polygons]
-
-    @staticmethod
-    def _instance(polygons: list[Tensor | np.ndarray]) -> list[np.ndarray]:
-        if not isinstance(polygons, list):
-            raise ValueError(f"An instance is a list of polygons, got {type(polygons)}.")
-        arrays = [p.cpu().numpy() if isinstance(p, Tensor) else p for p in polygons]
-        arrays = [np.asarray(p, dtype=np.float64) for p in arrays]
-        for p in arrays:
-            if len(p) % 2 or len(p) < 6:
-                raise ValueError(f"A polygon has at least 3 points x, y; got {len(p)} numbers.")
-        return arrays
+        if not isinstance(polygons, list) or not all(isinstance(p, list) for p in polygons):
+            raise ValueError(f"PolygonMasks takes a list of instances, each a list of polygons: {str(polygons):.70}.")
+        self.polygons = [[_polygon(p) for p in instance] for instance in polygons]
 
     def to(self, *args: Any, **kwargs: Any) -> "PolygonMasks":
         return self
@@ -155,13 +108,11 @@ class PolygonMasks:
 
     def __getitem__(self, item: int | slice | list[int] | Tensor) -> "PolygonMasks":
         """An int keeps one instance; a slice, a list of ints, an int or a bool tensor selects."""
-        if isinstance(item, int):
-            return PolygonMasks([self.polygons[item]])
         if isinstance(item, slice):
             return PolygonMasks(self.polygons[item])
         if isinstance(item, Tensor):
             item = (item.nonzero().flatten() if item.dtype == torch.bool else item).tolist()
-        return PolygonMasks([self.polygons[i] for i in item])
+        return PolygonMasks([self.polygons[i] for i in ([item] if isinstance(item, int) else item)])
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         return iter(self.polygons)
@@ -175,17 +126,16 @@ class PolygonMasks:
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
         """Bool (n, M, M) on the device of `boxes` (n, 4): instance i inside box i."""
         assert len(boxes) == len(self), f"Got {len(boxes)} boxes for {len(self)} masks."
-        masks = torch.zeros(len(self), mask_size, mask_size, dtype=torch.bool)
-        for mask, polygons, box in zip(masks, self.polygons, boxes.detach().cpu().numpy()):
-            mask.copy_(rasterize_polygons_within_box(polygons, box, mask_size))
-        return masks.to(boxes.device)
+        pairs = zip(self.polygons, boxes.detach().cpu().numpy())
+        masks = [rasterize_polygons_within_box(polygons, box, mask_size) for polygons, box in pairs]
+        return (torch.stack(masks) if masks else torch.zeros(0, mask_size, mask_size).bool()).to(boxes.device)
 
     @staticmethod
     def cat(polymasks_list: Sequence["PolygonMasks"]) -> "PolygonMasks":
         return PolygonMasks([p for masks in polymasks_list for p in masks.polygons])
 
 
-class ROIMasks(_TensorMasks):
+class ROIMasks(TensorRows):
     """Masks in `tensor` (n, M, M), each on the grid of its own box."""
 
     def to_bitmasks(self, boxes: Boxes, height: int, width: int, threshold: float = 0.5) -> BitMasks:

@@ -5,12 +5,9 @@ import random
 
 import numpy as np
 
-# Hue by golden-ratio steps, so that neighbours differ; 74 as upstream, since the size decides how
-# much of NumPy's random stream a draw takes.
-_PALETTE = np.array(
-    [colorsys.hsv_to_rgb(i * 0.618034 % 1, (1.0, 0.75, 0.5)[i % 3], (1.0, 0.8)[i // 3 % 2]) for i in range(74)],
-    dtype=np.float32,
-)
+# Hue by golden-ratio steps. 74 as upstream: the size decides how much of NumPy's random stream a draw takes.
+_HSV = [(i * 0.618034 % 1, (1.0, 0.75, 0.5)[i % 3], (1.0, 0.8)[i // 3 % 2]) for i in range(74)]
+_PALETTE = np.array([colorsys.hsv_to_rgb(*hsv) for hsv in _HSV], dtype=np.float32)
 
 
 def colormap(rgb: bool = False, maximum: int = 255) -> np.ndarray:
@@ -25,4 +22,4 @@ def random_color(rgb: bool = False, maximum: int = 255) -> np.ndarray:
 
 def random_colors(N: int, rgb: bool = False, maximum: int = 255) -> list[np.ndarray]:
     """N <= 74 different colours, by Python's `random`."""
-    return [colormap(rgb, maximum)[i] for i in random.sample(range(len(_PALETTE)), N)]
+    return random.sample(list(colormap(rgb, maximum)), N)

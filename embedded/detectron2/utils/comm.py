@@ -1,7 +1,6 @@
 """Collective communication that also works without torch.distributed (world 1, rank 0)."""
 
 import functools
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,58 +29,41 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
     """One group per machine of equally many workers; called once by `launch` in every worker."""
     global _LOCAL_PROCESS_GROUP
     assert _LOCAL_PROCESS_GROUP is None, "The local process group exists already."
-    world = get_world_size()
-    assert world % num_workers_per_machine == 0, (
-        f"{world} workers do not divide into machines of {num_workers_per_machine}."
-    )
-    for first in range(0, world, num_workers_per_machine):
-        ranks = list(range(first, first + num_workers_per_machine))
-        group = dist.new_group(ranks)  # every worker takes part in creating every group
-        if get_rank() in ranks:
+    world, n = get_world_size(), num_workers_per_machine
+    assert world % n == 0, f"{world} workers do not divide into machines of {n}."
+    for first in range(0, world, n):
+        group = dist.new_group(list(range(first, first + n)))  # every worker takes part in creating every group
+        if first <= get_rank() < first + n:
             _LOCAL_PROCESS_GROUP = group
 
 
 def get_local_process_group() -> "dist.ProcessGroup":
     """The workers of this machine. AssertionError if there is no such group."""
-    assert _LOCAL_PROCESS_GROUP is not None, (
-        "There is no local process group: start the workers with detectron2.engine.launch, "
-        "or call detectron2.utils.comm.create_local_process_group in each of them."
-    )
+    assert _LOCAL_PROCESS_GROUP is not None, "No local process group: start the workers by detectron2.engine.launch."
     return _LOCAL_PROCESS_GROUP
 
 
 def get_local_rank() -> int:
-    """Rank among the workers of this machine."""
     return dist.get_rank(group=get_local_process_group()) if _initialized() else 0
 
 
 def get_local_size() -> int:
-    """Number of workers of this machine."""
     return dist.get_world_size(group=get_local_process_group()) if _initialized() else 1
 
 
 def synchronize() -> None:
-    """A barrier among all workers."""
-    if get_world_size() == 1:
-        return
-    if dist.get_backend() == dist.Backend.NCCL:
-        dist.barrier(device_ids=[torch.cuda.current_device()])
-    else:
-        dist.barrier()
+    if get_world_size() > 1:
+        is_nccl = dist.get_backend() == dist.Backend.NCCL
+        dist.barrier(device_ids=[torch.cuda.current_device()] if is_nccl else None)
 
 
 @functools.lru_cache
-def _gloo_group_beside_nccl():
-    return dist.new_group(backend="gloo")
-
-
 def _object_group():
-    """The group over which pickled objects travel: NCCL moves nothing but GPU tensors."""
-    is_nccl = dist.get_backend() == dist.Backend.NCCL
-    return _gloo_group_beside_nccl() if is_nccl else dist.group.WORLD
+    """The group for pickled objects. NCCL moves nothing but GPU tensors: gloo beside it; else None, the default."""
+    return dist.new_group(backend="gloo") if dist.get_backend() == dist.Backend.NCCL else None
 
 
-def all_gather(data: Any, group=None) -> list[Any]:
+def all_gather(data, group=None) -> list:
     """`data` (any picklable object) of every rank, in rank order."""
     if get_world_size() == 1:
         return [data]
@@ -91,15 +73,14 @@ def all_gather(data: Any, group=None) -> list[Any]:
     return out
 
 
-def gather(data: Any, dst: int = 0, group=None) -> list[Any]:
+def gather(data, dst: int = 0, group=None) -> list:
     """Like `all_gather` on rank `dst`; an empty list on the others."""
     if get_world_size() == 1:
         return [data]
     group = group or _object_group()
-    is_dst = dist.get_rank() == dst
-    out = [None] * dist.get_world_size(group) if is_dst else None
+    out = [None] * dist.get_world_size(group) if dist.get_rank() == dst else None
     dist.gather_object(data, out, dst=dst, group=group)
-    return out if is_dst else []
+    return out or []
 
 
 def shared_random_seed() -> int:
@@ -109,13 +90,12 @@ def shared_random_seed() -> int:
 
 def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
     """Sum (or mean) over ranks of a dict of scalar tensors. Complete on rank 0 only."""
-    world = get_world_size()
-    if world == 1:
+    if get_world_size() == 1:
         return input_dict
     with torch.no_grad():
         names = sorted(input_dict)
         values = torch.stack([input_dict[k] for k in names])
         dist.reduce(values, dst=0)
         if average and get_rank() == 0:
-            values /= world
+            values /= get_world_size()
         return dict(zip(names, values))

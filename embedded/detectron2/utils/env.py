@@ -3,7 +3,7 @@
 import logging
 import os
 import random
-from datetime import datetime
+import time
 
 import numpy as np
 import torch
@@ -14,10 +14,9 @@ TORCH_VERSION = tuple(int(x) for x in torch.__version__.split(".")[:2])
 def seed_all_rng(seed: int | None = None) -> None:
     """Seed numpy, torch (and CUDA) and random. None: a seed from pid, time and the system."""
     if seed is None:
-        seed = os.getpid() + int(datetime.now().strftime("%S%f")) + int.from_bytes(os.urandom(2), "big")
+        seed = os.getpid() + time.time_ns() % 10**8 + int.from_bytes(os.urandom(2), "big")
         logging.getLogger(__name__).info(f"Using a generated random seed {seed}")
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # CUDA's generators, too
     random.seed(seed)
-    torch.cuda.manual_seed_all(seed)
     os.environ["PYTHONHASHSEED"] = str(seed)

@@ -9,15 +9,12 @@ PathManager = PathManagerBase()
 class Detectron2Handler(PathHandler):
     """`detectron2://x` is a file of Detectron2's public bucket, cached like any http file."""
 
-    PREFIX = "detectron2://"
-    BUCKET = "https://dl.fbaipublicfiles.com/detectron2/"
-
     def _get_supported_prefixes(self):
-        return [self.PREFIX]
+        return ["detectron2://"]
 
-    def _get_local_path(self, path, force=False, **kwargs):
-        url = self.BUCKET + path[len(self.PREFIX) :]
-        return PathManager.get_local_path(url, force=force, **kwargs)
+    def _get_local_path(self, path, **kwargs):
+        url = "https://dl.fbaipublicfiles.com/detectron2/" + path.removeprefix("detectron2://")
+        return PathManager.get_local_path(url, **kwargs)
 
     def _open(self, path, mode="r", **kwargs):
         return PathManager.open(self._get_local_path(path), mode, **kwargs)

@@ -2,41 +2,30 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import wraps
 
 import torch
 
 
-@contextmanager
-def _ignore_cuda_oom():
-    try:
-        yield
-    except RuntimeError as e:
-        if "CUDA out of memory" not in str(e):
-            raise
-
-
 def _to_cpu(x):
     """Tensors, Boxes and the like on a GPU move to the CPU; anything else stays as it is."""
-    on_gpu = getattr(getattr(x, "device", None), "type", None) == "cuda" and hasattr(x, "to")
-    return x.to(device="cpu") if on_gpu else x
+    return x.to(device="cpu") if str(getattr(x, "device", "")).startswith("cuda") and hasattr(x, "to") else x
 
 
 def retry_if_cuda_oom(func: Callable) -> Callable:
-    """`func` that, out of CUDA memory, is run again with an empty cache, then on the CPU.
-
-    On the CPU only direct arguments are moved, and the result stays there. `func` has to be
-    free of side effects.
+    """`func` (free of side effects) that, out of CUDA memory, is run again with an empty cache, then on the CPU, to
+    which direct arguments move and where the result stays.
     """
 
     @wraps(func)
     def wrapped(*args, **kwargs):
-        with _ignore_cuda_oom():
-            return func(*args, **kwargs)
-        torch.cuda.empty_cache()
-        with _ignore_cuda_oom():
-            return func(*args, **kwargs)
+        for _ in range(2):
+            try:
+                return func(*args, **kwargs)
+            except RuntimeError as e:
+                if "CUDA out of memory" not in str(e):
+                    raise
+            torch.cuda.empty_cache()  # here the failed call's frames, and their tensors, are gone
         logging.getLogger(__name__).info(f"Out of GPU memory: trying {func} on the CPU")
         return func(*map(_to_cpu, args), **{k: _to_cpu(v) for k, v in kwargs.items()})
 

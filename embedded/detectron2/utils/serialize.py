@@ -4,10 +4,7 @@ import cloudpickle
 
 
 class PicklableWrapper:
-    """Stands for `obj` (calls and attributes pass through) and pickles it by cloudpickle.
-
-    What is unpickled is `obj` itself, no longer wrapped.
-    """
+    """Stands for `obj` (calls and attributes pass through); pickled by cloudpickle, and unpickled as `obj` itself."""
 
     def __init__(self, obj):
         self._obj = obj._obj if isinstance(obj, PicklableWrapper) else obj
@@ -19,6 +16,4 @@ class PicklableWrapper:
         return self._obj(*args, **kwargs)
 
     def __getattr__(self, name):
-        if name == "_obj":  # not set yet (while copying): no recursion
-            raise AttributeError(name)
         return getattr(self._obj, name)

@@ -2,9 +2,9 @@
 
 import os
 import tempfile
-from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, LazyConfig, instantiate
@@ -24,12 +24,11 @@ def get_model_no_weights(config_path: str) -> torch.nn.Module:
     cfg = model_zoo.get_config(config_path)
     if not isinstance(cfg, CfgNode):
         return instantiate(cfg.model)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     return build_model(cfg)
 
 
-def reload_lazy_config(cfg: Any) -> Any:
+def reload_lazy_config(cfg: DictConfig) -> DictConfig:
     """What is left of a lazy config after saving and loading it."""
     with tempfile.TemporaryDirectory(prefix="detectron2") as folder:
         filename = os.path.join(folder, "config.yaml")
@@ -40,13 +39,10 @@ def reload_lazy_config(cfg: Any) -> Any:
 def assert_instances_allclose(
     input: Instances, other: Instances, *, rtol: float = 1e-5, msg: str = "", size_as_tensor: bool = False
 ) -> None:
-    """Equal image size and fields; floats may differ by rtol of the field's largest magnitude.
-
-    size_as_tensor: the image sizes may be tensors. ValueError for fields without a tensor.
+    """Equal image sizes (with or without `size_as_tensor`, tensors too) and fields; floats may differ by rtol of the
+    field's largest magnitude. ValueError for fields without a tensor.
     """
-    sizes = (input.image_size, other.image_size)
-    if size_as_tensor:
-        sizes = tuple([int(x) for x in size] for size in sizes)
+    sizes = [[int(side) for side in x.image_size] for x in (input, other)]
     assert sizes[0] == sizes[1], f"{msg}: image sizes {sizes[0]} and {sizes[1]}"
     names = sorted(input.get_fields())
     assert names == sorted(other.get_fields()), f"{msg}: fields differ from {names}"
@@ -54,9 +50,5 @@ def assert_instances_allclose(
         a, b = (getattr(x.get(name), "tensor", x.get(name)) for x in (input, other))
         if not isinstance(a, torch.Tensor):
             raise ValueError(f"{msg}: cannot compare field {name!r} of type {type(a).__name__}.")
-        assert a.shape == b.shape, f"{msg}: {name} has shapes {a.shape} and {b.shape}"
-        if a.is_floating_point():
-            atol = rtol * a.abs().max().item() if a.numel() else 0.0
-            assert torch.allclose(a, b, rtol=0.0, atol=atol), f"{msg}: {name} differs"
-        else:
-            assert torch.equal(a, b), f"{msg}: {name} differs"
+        atol = rtol * a.abs().max().item() if a.is_floating_point() and a.numel() else 0.0
+        torch.testing.assert_close(b, a, rtol=0.0, atol=atol, msg=lambda m, name=name: f"{msg}: {name} differs: {m}")

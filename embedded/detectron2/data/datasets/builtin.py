@@ -5,8 +5,8 @@ import os
 from detectron2.data.catalog import MetadataCatalog
 
 from .builtin_meta import get_coco_metadata
+from .coco import register_coco_instances
 from .pascal_voc import register_pascal_voc
-from .register_coco import register_coco_instances
 
 # name -> (image folder, annotation file), relative to <root>/coco and <root>/coco/annotations
 _COCO_SPLITS = {
@@ -22,16 +22,11 @@ _COCO_SPLITS = {
 }
 _VOC_SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "train", "val")}
 
-
-def _register_all(root: str) -> None:
-    for name, (images, annotations) in _COCO_SPLITS.items():
-        json_file = os.path.join(root, "coco/annotations", annotations)
-        register_coco_instances(name, get_coco_metadata(), json_file, os.path.join(root, "coco", images))
-    for year, splits in _VOC_SPLITS.items():
-        for split in splits:
-            name = f"voc_{year}_{split}"
-            register_pascal_voc(name, os.path.join(root, f"VOC{year}"), split, year)
-            MetadataCatalog.get(name).evaluator_type = "pascal_voc"
-
-
-_register_all(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+for _name, (_images, _annotations) in _COCO_SPLITS.items():
+    _json_file = os.path.join(_root, "coco/annotations", _annotations)
+    register_coco_instances(_name, get_coco_metadata(), _json_file, os.path.join(_root, "coco", _images))
+for _year, _splits in _VOC_SPLITS.items():
+    for _split in _splits:
+        register_pascal_voc(f"voc_{_year}_{_split}", os.path.join(_root, f"VOC{_year}"), _split, _year)
+        MetadataCatalog.get(f"voc_{_year}_{_split}").evaluator_type = "pascal_voc"

@@ -19,31 +19,25 @@ from detectron2.utils.file_io import PathManager
 logger = logging.getLogger(__name__)
 
 
-def _valid_segmentation(segm: list | dict) -> list | dict | None:
-    """RLE compressed, polygons with too few or odd coordinates dropped; None if all were."""
-    if isinstance(segm, dict):
-        uncompressed = isinstance(segm["counts"], list)
-        return mask_util.frPyObjects(segm, *segm["size"]) if uncompressed else segm
-    return [p for p in segm if len(p) % 2 == 0 and len(p) >= 6] or None
-
-
 def _load_annotation(anno: dict, keys: Sequence[str], id_map: dict[int, int] | None) -> dict | None:
-    """None if the annotation has polygons, but no valid one."""
+    """None if the annotation has polygons, but no valid one. Raises if it is not COCO's format."""
     name = f"Annotation {anno['id']} of image {anno['image_id']}"
     assert anno.get("ignore", 0) == 0, f"{name} has 'ignore' set: use 'iscrowd'."
     if len(anno.get("bbox", (0,))) == 0:
         raise ValueError(f"{name} has an empty 'bbox': not valid COCO format.")
-    obj: dict[str, Any] = {key: anno[key] for key in keys if key in anno}
-    if anno.get("segmentation"):
-        obj["segmentation"] = _valid_segmentation(anno["segmentation"])
-        if obj["segmentation"] is None:
+    obj = {key: anno[key] for key in keys if key in anno} | {"bbox_mode": BoxMode.XYWH_ABS}
+    segm = anno.get("segmentation")
+    if isinstance(segm, dict):
+        uncompressed = isinstance(segm["counts"], list)
+        obj["segmentation"] = mask_util.frPyObjects(segm, *segm["size"]) if uncompressed else segm
+    elif segm:
+        obj["segmentation"] = [p for p in segm if len(p) % 2 == 0 and len(p) >= 6]
+        if not obj["segmentation"]:
             return None
-    obj["bbox_mode"] = BoxMode.XYWH_ABS
     if id_map is not None:
-        category = obj["category_id"]
-        if category not in id_map:
-            raise KeyError(f"{name} has category_id={category}, which is not in 'categories'.")
-        obj["category_id"] = id_map[category]
+        if obj["category_id"] not in id_map:
+            raise KeyError(f"{name} has category_id={obj['category_id']}, which is not in 'categories'.")
+        obj["category_id"] = id_map[obj["category_id"]]
     return obj
 
 
@@ -52,10 +46,8 @@ def load_coco_json(
 ) -> list[dict]:
     """Dataset dicts of a COCO instances file, by rising image id.
 
-    Args:
-        dataset_name: its metadata get `thing_classes` and `thing_dataset_id_to_contiguous_id`, and
-            category ids become 0..K-1 in the order of the file's ids. Without it they stay.
-        extra_annotation_keys: kept beside iscrowd, bbox, category_id and segmentation.
+    dataset_name: its metadata get `thing_classes` and `thing_dataset_id_to_contiguous_id`, and category ids become
+    0..K-1 in the order of the file's ids; without it they stay. extra_annotation_keys: kept beside the usual ones.
     """
     with PathManager.open(PathManager.get_local_path(json_file)) as f:
         data = json.load(f)
@@ -63,32 +55,22 @@ def load_coco_json(
     if dataset_name is not None:
         categories = sorted(data["categories"], key=lambda c: c["id"])
         id_map = {c["id"]: i for i, c in enumerate(categories)}
-        MetadataCatalog.get(dataset_name).set(
-            thing_classes=[c["name"] for c in categories], thing_dataset_id_to_contiguous_id=id_map
-        )
-
+        meta = MetadataCatalog.get(dataset_name)
+        meta.set(thing_classes=[c["name"] for c in categories], thing_dataset_id_to_contiguous_id=id_map)
     annos = data.get("annotations", [])
-    if "minival" not in str(json_file):  # COCO's own minival files repeat ids
-        unique = len({a["id"] for a in annos}) == len(annos)
-        assert unique, f"Annotation ids in {json_file} are not unique."
+    unique = len({a["id"] for a in annos}) == len(annos) or "minival" in str(json_file)  # COCO's minival repeats ids
+    assert unique, f"Annotation ids in {json_file} are not unique."
     annos_of = defaultdict(list)
     for anno in annos:
         annos_of[anno["image_id"]].append(anno)
-
     keys = ["iscrowd", "bbox", "category_id", *(extra_annotation_keys or [])]
     dicts, skipped = [], 0
     for image in sorted(data["images"], key=lambda i: i["id"]):
-        objs = [_load_annotation(a, keys, id_map) for a in annos_of[image["id"]]]
-        skipped += objs.count(None)
-        dicts.append(
-            {
-                "file_name": os.path.join(image_root, image["file_name"]),
-                "height": image["height"],
-                "width": image["width"],
-                "image_id": image["id"],
-                "annotations": [o for o in objs if o is not None],
-            }
-        )
+        loaded = [_load_annotation(a, keys, id_map) for a in annos_of[image["id"]]]
+        objs = [o for o in loaded if o is not None]
+        skipped += len(loaded) - len(objs)
+        facts = {"height": image["height"], "width": image["width"], "image_id": image["id"]}
+        dicts.append({"file_name": os.path.join(image_root, image["file_name"]), **facts, "annotations": objs})
     logger.info(f"Loaded {len(dicts)} images in COCO format from {json_file}")
     if skipped:
         logger.warning(f"Left out {skipped} instances of {json_file} without a valid polygon.")
@@ -98,14 +80,11 @@ def load_coco_json(
 def _area(segm: list | dict | None, bbox_xyxy: list) -> float:
     if isinstance(segm, dict):
         return float(mask_util.area(segm))
-    if segm:
-        return PolygonMasks([segm]).area()[0].item()
-    return Boxes([bbox_xyxy]).area()[0].item()
+    return (PolygonMasks([segm]) if segm else Boxes([bbox_xyxy])).area()[0].item()
 
 
 def _to_coco_annotation(anno: dict, image_id: Any, anno_id: int, category_id: int) -> dict:
-    box, mode = [float(x) for x in anno["bbox"]], anno["bbox_mode"]
-    segm = anno.get("segmentation")
+    box, mode, segm = [float(x) for x in anno["bbox"]], anno["bbox_mode"], anno.get("segmentation")
     out = {
         "id": anno_id,
         "image_id": image_id,
@@ -116,17 +95,12 @@ def _to_coco_annotation(anno: dict, image_id: Any, anno_id: int, category_id: in
     }
     if isinstance(segm, dict) and isinstance(segm["counts"], bytes):  # bytes are not JSON
         segm = {**segm, "counts": segm["counts"].decode("ascii")}
-    if segm:
-        out["segmentation"] = segm
-    return out
+    return {**out, "segmentation": segm} if segm else out
 
 
 def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
-    """The registered dataset as the content of a COCO instances file.
-
-    Category ids are the original ones where the metadata know them. Without any annotation there
-    is no "annotations" key.
-    """
+    """The registered dataset as the content of a COCO instances file. Category ids are the original ones where the
+    metadata know them. Without any annotation there is no "annotations"."""
     dicts = DatasetCatalog.get(dataset_name)  # first: loading may set the metadata
     metadata = MetadataCatalog.get(dataset_name)
     id_map = metadata.get("thing_dataset_id_to_contiguous_id", {})
@@ -134,23 +108,19 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     images, annotations = [], []
     for i, d in enumerate(dicts):
         image_id = d.get("image_id", i)
-        image = {"id": image_id, "width": int(d["width"]), "height": int(d["height"])}
-        images.append({**image, "file_name": str(d["file_name"])})
+        size = {"width": int(d["width"]), "height": int(d["height"])}
+        images.append({"id": image_id, **size, "file_name": str(d["file_name"])})
         for anno in d.get("annotations", []):
-            category = anno["category_id"]
-            category = original_id[category] if original_id else category
+            category = original_id[anno["category_id"]] if original_id else anno["category_id"]
             annotations.append(_to_coco_annotation(anno, image_id, len(annotations) + 1, category))
-    names = enumerate(metadata.thing_classes)
     coco = {
         "info": {"date_created": str(datetime.datetime.now()), "description": dataset_name},
         "images": images,
-        "categories": [{"id": original_id.get(i, i), "name": name} for i, name in names],
+        "categories": [{"id": original_id.get(i, i), "name": c} for i, c in enumerate(metadata.thing_classes)],
         "licenses": None,
     }
-    if annotations:
-        coco["annotations"] = annotations
     logger.info(f"Converted {len(images)} images, {len(annotations)} annotations to COCO format")
-    return coco
+    return {**coco, "annotations": annotations} if annotations else coco
 
 
 def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:
@@ -163,3 +133,12 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
         with PathManager.open(output_file + ".tmp", "w") as f:
             json.dump(convert_to_coco_dict(dataset_name), f)
         shutil.move(output_file + ".tmp", output_file)
+
+
+def register_coco_instances(name: str, metadata: dict, json_file: str, image_root: str) -> None:
+    """Make `name` a dataset that is loaded from `json_file` when it is used.
+    A registered name keeps its loader; its metadata must be the same."""
+    assert isinstance(name, str), f"A dataset's name is a string, got {name!r}."
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)

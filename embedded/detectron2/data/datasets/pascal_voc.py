@@ -8,10 +8,9 @@ from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-CLASS_NAMES = tuple(
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
-    "person pottedplant sheep sofa train tvmonitor".split()
-)
+_NAMES = """aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
+person pottedplant sheep sofa train tvmonitor"""
+CLASS_NAMES = tuple(_NAMES.split())
 
 
 def _load_object(element: ET.Element, class_names: Sequence[str], xml_file: str) -> dict:
@@ -34,21 +33,14 @@ def load_voc_instances(dirname: str, split: str, class_names: Sequence[str]) -> 
         xml_file = os.path.join(annotation_dir, f"{image_id}.xml")
         with PathManager.open(xml_file) as f:
             root = ET.parse(f).getroot()
-        dicts.append(
-            {
-                "file_name": os.path.join(dirname, "JPEGImages", f"{image_id}.jpg"),
-                "image_id": image_id,
-                "height": int(root.find("./size/height").text),
-                "width": int(root.find("./size/width").text),
-                "annotations": [_load_object(e, class_names, xml_file) for e in root.findall("object")],
-            }
-        )
+        file_name = os.path.join(dirname, "JPEGImages", f"{image_id}.jpg")
+        size = {side: int(root.find(f"./size/{side}").text) for side in ("height", "width")}
+        annos = [_load_object(e, class_names, xml_file) for e in root.findall("object")]
+        dicts.append({"file_name": file_name, "image_id": image_id, **size, "annotations": annos})
     return dicts
 
 
-def register_pascal_voc(
-    name: str, dirname: str, split: str, year: int, class_names: Sequence[str] = CLASS_NAMES
-) -> None:
+def register_pascal_voc(name: str, dirname: str, split: str, year: int, class_names: Sequence[str] = CLASS_NAMES):
     """year: 2007 or 2012; it decides how AP is computed."""
     DatasetCatalog.register(name, lambda: load_voc_instances(dirname, split, class_names))
     MetadataCatalog.get(name).set(thing_classes=list(class_names), dirname=dirname, year=year, split=split)

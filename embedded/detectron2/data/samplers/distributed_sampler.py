@@ -12,16 +12,13 @@ from detectron2.utils import comm
 
 
 class _InfiniteSampler(Sampler[int]):
-    """Epoch after epoch of `_epoch(generator)`, dealt out to the ranks one by one.
-
-    All ranks need the same seed. None draws it from NumPy's global RNG, equal on all ranks.
-    """
+    """Epoch after epoch of `_epoch(generator)`, dealt out to the ranks one by one. All ranks need the same seed; None
+    draws it from NumPy's global RNG, equal on all ranks."""
 
     def __init__(self, shuffle: bool, seed: int | None):
         self._shuffle = shuffle
         self._seed = comm.shared_random_seed() if seed is None else int(seed)
-        self._rank = comm.get_rank()
-        self._world_size = comm.get_world_size()
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[int]:
         return itertools.islice(self._indices(), self._rank, None, self._world_size)
@@ -50,23 +47,16 @@ class TrainingSampler(_InfiniteSampler):
 
 
 class RepeatFactorTrainingSampler(_InfiniteSampler):
-    """Each epoch repeats image i `repeat_factors[i]` times on average (LVIS, arXiv:1908.03195).
-
-    The fraction of a factor decides at random, in every epoch anew.
-    """
+    """Each epoch repeats image i `repeat_factors[i]` times on average (LVIS, arXiv:1908.03195). The fraction of a
+    factor decides at random, in every epoch anew."""
 
     def __init__(self, repeat_factors: Sequence[float], *, shuffle: bool = True, seed=None):
         super().__init__(shuffle, seed)
         self._factors = torch.as_tensor(repeat_factors)
 
     @staticmethod
-    def repeat_factors_from_category_frequency(
-        dataset_dicts: Sequence[dict], repeat_thresh: float, sqrt: bool = True
-    ) -> torch.Tensor:
-        """Factor of a category: max(1, sqrt(t / f)), f the share of images that contain it.
-
-        An image (N of them) takes the largest factor of its categories, 1 if it has none.
-        """
+    def repeat_factors_from_category_frequency(dataset_dicts: Sequence[dict], repeat_thresh: float, sqrt: bool = True):
+        """Factor of a category: max(1, sqrt(t / f)), f its share of the images. An image takes its largest, or 1."""
         categories = [{a["category_id"] for a in d["annotations"]} for d in dataset_dicts]
         count = Counter(itertools.chain.from_iterable(categories))
         ratios = {c: repeat_thresh / (n / len(categories)) for c, n in count.items()}
@@ -84,8 +74,7 @@ class InferenceSampler(Sampler[int]):
 
     def __init__(self, size: int):
         assert size > 0, f"InferenceSampler(size=) needs a positive int, got {size}."
-        world = comm.get_world_size(), comm.get_rank()
-        self._local_indices = self._get_local_indices(size, *world)
+        self._local_indices = self._get_local_indices(size, comm.get_world_size(), comm.get_rank())
 
     @staticmethod
     def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:

@@ -21,32 +21,10 @@ class ResizeTransform(Transform):
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """img: (H, W) or (H, W, C). uint8 goes through Pillow, other types through torch."""
-        assert img.shape[:2] == (self.h, self.w), (
-            f"This transform resizes {self.h}x{self.w} (HxW), got shape {img.shape}."
-        )
-        interp = self.interp if interp is None else interp
-        if (self.h, self.w) == (self.new_h, self.new_w):
-            return img
-        if img.dtype == np.uint8:
-            return self._resize_uint8(img, interp)
-        return self._resize_float(img, interp)
-
-    def _resize_uint8(self, img: np.ndarray, interp: int) -> np.ndarray:
-        if img.ndim == 3 and img.shape[2] == 1:
-            return self._resize_uint8(img[:, :, 0], interp)[:, :, None]
-        # Channels are independent: a BGR view of RGB is resized as RGB, without copying it first.
-        step = -1 if img.ndim == 3 and img.strides[2] < 0 else 1
-        pil = Image.fromarray(img[..., ::step] if img.ndim == 3 else img)
-        out = np.asarray(pil.resize((self.new_w, self.new_h), interp))
-        return out[..., ::step] if img.ndim == 3 else out
-
-    def _resize_float(self, img: np.ndarray, interp: int) -> np.ndarray:
-        chw = torch.from_numpy(np.ascontiguousarray(img)).reshape(self.h, self.w, -1).permute(2, 0, 1)
-        mode = _INTERPOLATE_MODE[interp]
-        align = None if mode == "nearest" else False
-        size = (self.new_h, self.new_w)
-        out = F.interpolate(chw[None], size, mode=mode, align_corners=align)[0]
-        return out.permute(1, 2, 0).reshape(*size, *img.shape[2:]).numpy()
+        old, new = (self.h, self.w), (self.new_h, self.new_w)
+        assert img.shape[:2] == old, f"This transform resizes {self.h}x{self.w} (HxW), got shape {img.shape}."
+        resize = _resize_uint8 if img.dtype == np.uint8 else _resize_float
+        return img if old == new else resize(img, *new, self.interp if interp is None else interp)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """coords: (N, 2) xy, scaled in place."""
@@ -57,5 +35,20 @@ class ResizeTransform(Transform):
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return self.apply_image(segmentation, interp=Image.NEAREST)
 
-    def inverse(self) -> "ResizeTransform":
+    def inverse(self) -> Transform:
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
+
+
+def _resize_uint8(img: np.ndarray, h: int, w: int, interp: int) -> np.ndarray:
+    if img.ndim == 3 and img.shape[2] == 1:
+        return _resize_uint8(img[:, :, 0], h, w, interp)[:, :, None]
+    # Channels are independent: a BGR view of RGB is resized as RGB, without copying it first.
+    step = -1 if img.ndim == 3 and img.strides[2] < 0 else 1
+    return np.asarray(Image.fromarray(img[..., ::step]).resize((w, h), interp))[..., ::step]
+
+
+def _resize_float(img: np.ndarray, h: int, w: int, interp: int) -> np.ndarray:
+    chw = torch.from_numpy(np.ascontiguousarray(img)).reshape(*img.shape[:2], -1).permute(2, 0, 1)
+    mode = _INTERPOLATE_MODE[interp]
+    out = F.interpolate(chw[None], (h, w), mode=mode, align_corners=None if mode == "nearest" else False)[0]
+    return out.permute(1, 2, 0).reshape(h, w, *img.shape[2:]).numpy()

@@ -8,8 +8,7 @@ from detectron2.layers import ShapeSpec
 
 
 class Backbone(nn.Module, ABC):
-    """Subclasses fill `_out_features` (names), `_out_feature_channels` and
-    `_out_feature_strides` (dicts by name), or override `output_shape`."""
+    """Subclasses fill `_out_features` (names), `_out_feature_channels` and `_out_feature_strides` (dicts by name)."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -26,8 +25,5 @@ class Backbone(nn.Module, ABC):
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each map."""
-        return {
-            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
+        channels, strides = self._out_feature_channels, self._out_feature_strides
+        return {name: ShapeSpec(channels=channels[name], stride=strides[name]) for name in self._out_features}

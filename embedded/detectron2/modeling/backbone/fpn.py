@@ -7,22 +7,12 @@ import torch.nn.functional as F
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 
+from ..convs import conv_norm
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
 from .resnet import build_resnet_backbone
-
-
-def _conv(in_channels: int, out_channels: int, kernel_size: int, norm) -> Conv2d:
-    return Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        padding=kernel_size // 2,
-        bias=norm == "",
-        norm=get_norm(norm, out_channels),
-    )
 
 
 class FPN(Backbone):
@@ -38,39 +28,31 @@ class FPN(Backbone):
         fuse_type: str = "sum",
         square_pad: int = 0,
     ):
-        """
-        Args:
-            in_features: names of bottom_up's maps, finest first; strides must double.
-            norm: for `get_norm`; the convolutions have a bias only if it is "".
-            top_block: coarser levels on top; has `num_levels` and `in_feature`, the name of its
-                input among the maps of bottom_up, else of this FPN.
-            fuse_type: "sum", or "avg" (half the sum), of lateral and top-down maps.
-            square_pad: side in pixels to which images are padded; 0: no.
-        """
+        """in_features: names of bottom_up's maps, finest first; strides must double.
+        norm: for `get_norm`; the convolutions have a bias only if it is "".
+        top_block: coarser levels on top; has `num_levels` and `in_feature`, the name of its input among the maps of
+        bottom_up, else of this FPN.
+        fuse_type: "sum", or "avg" (half the sum), of lateral and top-down maps.
+        square_pad: side in pixels to which images are padded; 0: no."""
         super().__init__()
         assert len(in_features) > 0, "FPN needs at least one in_feature."
         assert fuse_type in ("avg", "sum"), f"fuse_type must be avg or sum, got '{fuse_type}'."
         shapes = bottom_up.output_shape()
         strides = [shapes[f].stride for f in in_features]
-        for fine, coarse in zip(strides, strides[1:]):
-            assert coarse == 2 * fine, f"Strides of FPN's in_features must double, got {strides}."
-        self.in_features = tuple(in_features)
-        self.square_pad = square_pad
-        self._fuse_type = fuse_type
-        self._size_divisibility = strides[-1]
+        doubled = [strides[0] * 2**i for i in range(len(strides))]
+        assert strides == doubled, f"Strides of FPN's in_features must double, got {strides}."
+        self.in_features, self._fuse_type = tuple(in_features), fuse_type
+        self.square_pad, self._size_divisibility = square_pad, strides[-1]
         stages = [int(math.log2(stride)) for stride in strides]
         self.lateral_convs, self.output_convs = [], []  # coarsest first
         for stage, feature in zip(stages, self.in_features):
-            lateral = _conv(shapes[feature].channels, out_channels, 1, norm)
-            output = _conv(out_channels, out_channels, 3, norm)
-            weight_init.c2_xavier_fill(lateral)
-            weight_init.c2_xavier_fill(output)
-            self.add_module(f"fpn_lateral{stage}", lateral)
-            self.add_module(f"fpn_output{stage}", output)
-            self.lateral_convs.insert(0, lateral)
-            self.output_convs.insert(0, output)
-        self.top_block = top_block
-        self.bottom_up = bottom_up
+            lateral = conv_norm(shapes[feature].channels, out_channels, 1, norm, bias=norm == "")
+            output = conv_norm(out_channels, out_channels, 3, norm, bias=norm == "")
+            for name, conv, convs in (("lateral", lateral, self.lateral_convs), ("output", output, self.output_convs)):
+                weight_init.c2_xavier_fill(conv)
+                self.add_module(f"fpn_{name}{stage}", conv)
+                convs.insert(0, conv)
+        self.top_block, self.bottom_up = top_block, bottom_up
         if top_block is not None:
             stages += range(stages[-1] + 1, stages[-1] + 1 + top_block.num_levels)
         self._out_features = [f"p{s}" for s in stages]
@@ -88,31 +70,22 @@ class FPN(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (N, C, H, W) -> {"p2": ..., "p3": ...}, finest first."""
         bottom_up = self.bottom_up(x)
-        results = []
-        fused = None
+        results, fused = [], None
         for name, lateral, output in zip(self.in_features[::-1], self.lateral_convs, self.output_convs):
             below = lateral(bottom_up[name])
-            if fused is None:
-                fused = below
-            else:
-                fused = below + F.interpolate(fused, scale_factor=2.0, mode="nearest")
-                if self._fuse_type == "avg":
-                    fused = fused / 2
+            fused = below if fused is None else below + F.interpolate(fused, scale_factor=2.0, mode="nearest")
+            fused = fused / 2 if results and self._fuse_type == "avg" else fused
             results.insert(0, output(fused))
         if self.top_block is not None:
-            top_in = bottom_up.get(self.top_block.in_feature)
-            if top_in is None:
-                top_in = results[self._out_features.index(self.top_block.in_feature)]
-            results.extend(self.top_block(top_in))
-        assert len(results) == len(self._out_features)
+            name = self.top_block.in_feature
+            results += self.top_block(bottom_up[name] if name in bottom_up else results[self._out_features.index(name)])
         return dict(zip(self._out_features, results))
 
 
 class LastLevelMaxPool(nn.Module):
     """p6 by subsampling p5, for Faster R-CNN."""
 
-    num_levels = 1
-    in_feature = "p5"
+    num_levels, in_feature = 1, "p5"
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [F.max_pool2d(x, kernel_size=1, stride=2)]

@@ -1,78 +1,41 @@
-"""FCOS (arXiv:1904.01355), with the centre sampling and centerness of its second version
-(2006.09214)."""
+"""FCOS (arXiv:1904.01355), with the centre sampling and centerness of its second version (2006.09214)."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor, nn
 
 from detectron2.layers import cat
-from detectron2.structures import Boxes, Instances, pairwise_point_box_distance
-from detectron2.utils.events import get_event_storage
+from detectron2.structures import Boxes, pairwise_point_box_distance
 
 from ..anchor_generator import DefaultAnchorGenerator
-from ..backbone import Backbone
-from ..box_regression import Box2BoxTransformLinear, _dense_box_regression_loss
-from .dense_detector import DenseDetector
+from ..box_regression import Box2BoxTransformLinear
+from ..convs import normal_fill
+from .dense_detector import FocalDetector
 from .retinanet import RetinaNetHead
 
 
-class FCOS(DenseDetector):
-    """One square anchor per cell, of the side of its stride: the "point" of the paper.
+class FCOS(FocalDetector):
+    """One square anchor per cell, of the side of its stride: the "point" of the paper. Differs from it: losses are
+    divided by a moving average (from 300, momentum 0.9) of the number of positive points; GIoU loss without centerness
+    weights."""
 
-    Differs from the paper: losses are divided by a moving average (from 300, momentum 0.9) of the
-    number of positive points; GIoU loss without centerness weights.
-    """
+    initial_loss_normalizer = 300
 
     def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        head: nn.Module,
-        head_in_features: Sequence[str] | None = None,
-        box2box_transform: Box2BoxTransformLinear | None = None,
-        num_classes: int,
-        center_sampling_radius: float = 1.5,
-        focal_loss_alpha: float = 0.25,
-        focal_loss_gamma: float = 2.0,
-        test_score_thresh: float = 0.2,
-        test_topk_candidates: int = 1000,
-        test_nms_thresh: float = 0.6,
-        max_detections_per_image: int = 100,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
+        self, *, box2box_transform: Box2BoxTransformLinear | None = None, center_sampling_radius: float = 1.5, **kwargs
     ):
-        """
-        Args:
-            center_sampling_radius: in strides; positives lie nearer to a box's centre.
-            test_score_thresh: limit of sqrt(class probability * centerness).
-            test_topk_candidates: per level, before NMS.
-        """
-        super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
-        self.num_classes = num_classes
-        shapes = backbone.output_shape()
+        """center_sampling_radius: in strides; positives lie nearer to a box's centre. kwargs: those of FocalDetector,
+        whose test_score_thresh (of sqrt(class probability * centerness)) is 0.2 by default and test_nms_thresh 0.6."""
+        transform = box2box_transform or Box2BoxTransformLinear(normalize_by_size=True)
+        defaults = {"test_score_thresh": 0.2, "test_nms_thresh": 0.6, "box_reg_loss_type": "giou"}
+        super().__init__(box2box_transform=transform, **{**defaults, **kwargs})
+        shapes = self.backbone.output_shape()
         strides = [shapes[name].stride for name in self.head_in_features]
-        self.anchor_generator = DefaultAnchorGenerator(
-            sizes=[[s] for s in strides], aspect_ratios=[1.0], strides=strides, offset=0.5
-        )
-        if box2box_transform is None:
-            box2box_transform = Box2BoxTransformLinear(normalize_by_size=True)
-        self.box2box_transform = box2box_transform
+        self.anchor_generator = DefaultAnchorGenerator(sizes=[[s] for s in strides], aspect_ratios=[1], strides=strides)
         self.center_sampling_radius = float(center_sampling_radius)
-        self.focal_loss_alpha = focal_loss_alpha
-        self.focal_loss_gamma = focal_loss_gamma
-        self.test_score_thresh = test_score_thresh
-        self.test_topk_candidates = test_topk_candidates
-        self.test_nms_thresh = test_nms_thresh
-        self.max_detections_per_image = max_detections_per_image
-
-    def forward_training(self, images, features, predictions, gt_instances):
-        logits, deltas, centerness = self._transpose_dense_predictions(predictions, [self.num_classes, 4, 1])
-        anchors = self.anchor_generator(features)
-        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances)
-        return self.losses(anchors, logits, gt_labels, deltas, gt_boxes, centerness)
+        self.prediction_dims = [self.num_classes, 4, 1]
 
     def _match_anchors(self, gt_boxes: Boxes, anchors: list[Boxes]) -> Tensor:
         """Quality (G, R) of every point for every box: 0, or larger the smaller the box.
@@ -84,7 +47,6 @@ class FCOS(DenseDetector):
         strides = cat([a.tensor[:, 2] - a.tensor[:, 0] for a in anchors])
         offset = (points[None] - gt_boxes.get_centers()[:, None]).abs().amax(dim=2)
         near_center = offset < self.center_sampling_radius * strides
-
         sides = pairwise_point_box_distance(points, gt_boxes).transpose(0, 1)  # (G, R, 4)
         inside = sides.amin(dim=2) > 0
         lower, upper = 4 * strides, 8 * strides
@@ -95,59 +57,18 @@ class FCOS(DenseDetector):
         # float32 resolves 8 at 1e8: boxes whose areas are that close tie, the first one wins.
         return (near_center & inside & fits_level) * (1e8 - gt_boxes.area()[:, None])
 
-    @torch.no_grad()
-    def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]) -> tuple[list[Tensor], list[Tensor]]:
-        """Per image, the class of every point (R,) int64 (K: background) and its box (R, 4)."""
-        gt_labels, matched_boxes = [], []
-        for gt in gt_instances:
-            if len(gt) > 0:
-                quality, index = self._match_anchors(gt.gt_boxes, anchors).max(dim=0)
-                labels = gt.gt_classes[index]
-                labels[quality < 1e-5] = self.num_classes
-                boxes = gt.gt_boxes.tensor[index]
-            else:
-                boxes = torch.zeros_like(Boxes.cat(anchors).tensor)
-                labels = torch.full_like(boxes[:, 0], self.num_classes, dtype=torch.int64)
-            gt_labels.append(labels)
-            matched_boxes.append(boxes)
-        return gt_labels, matched_boxes
+    def _match(self, gt_boxes, anchors):
+        quality, index = self._match_anchors(gt_boxes, anchors).max(dim=0)
+        return index, quality >= 1e-5
 
-    def losses(
-        self,
-        anchors: list[Boxes],
-        pred_logits: list[Tensor],
-        gt_labels: list[Tensor],
-        pred_anchor_deltas: list[Tensor],
-        gt_boxes: list[Tensor],
-        pred_centerness: list[Tensor],
-    ) -> dict[str, Tensor]:
-        """
-        Args:
-            pred_*: per level (N, Ri, K), (N, Ri, 4), (N, Ri, 1).
-            gt_labels, gt_boxes: per image (R,) and (R, 4), from `label_anchors`.
-        """
-        labels = torch.stack(gt_labels)
-        positive = labels != self.num_classes
-        num_pos = positive.sum().item()
-        get_event_storage().put_scalar("num_pos_anchors", num_pos / len(gt_labels))
-        normalizer = self._ema_update("loss_normalizer", max(num_pos, 1), 300)
-
-        logits = cat(pred_logits, dim=1)
-        target = F.one_hot(labels, self.num_classes + 1)[..., :-1].to(logits.dtype)
-        losses = {
-            "loss_fcos_cls": sigmoid_focal_loss_jit(
-                logits, target, self.focal_loss_alpha, self.focal_loss_gamma, "sum"
-            ),
-            "loss_fcos_loc": _dense_box_regression_loss(
-                anchors, self.box2box_transform, pred_anchor_deltas, gt_boxes, positive, "giou"
-            ),
-            "loss_fcos_ctr": F.binary_cross_entropy_with_logits(
-                cat(pred_centerness, dim=1).squeeze(2)[positive],
-                self.compute_ctrness_targets(anchors, gt_boxes)[positive],
-                reduction="sum",
-            ),
-        }
-        return {name: loss / normalizer for name, loss in losses.items()}
+    def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes, pred_centerness: list[Tensor]):
+        """As FocalDetector's, and the loss of the centerness (N, Ri, 1) per level."""
+        losses = super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+        positive = torch.stack(gt_labels) != self.num_classes
+        centerness = cat(pred_centerness, dim=1).squeeze(2)[positive]
+        target = self.compute_ctrness_targets(anchors, gt_boxes)[positive]
+        ctr = F.binary_cross_entropy_with_logits(centerness, target, reduction="sum") / self.loss_normalizer
+        return {"loss_fcos_cls": losses["loss_cls"], "loss_fcos_loc": losses["loss_box_reg"], "loss_fcos_ctr": ctr}
 
     def compute_ctrness_targets(self, anchors: list[Boxes], gt_boxes: list[Tensor]) -> Tensor:
         """(N, R), eq. 3: sqrt(min(l,r)/max(l,r) * min(t,b)/max(t,b)); nan outside the box."""
@@ -157,18 +78,8 @@ class FCOS(DenseDetector):
         ratio = [x.amin(dim=-1) / x.amax(dim=-1) for x in (left_right, top_bottom)]
         return torch.sqrt(ratio[0] * ratio[1])
 
-    def forward_inference(self, images, features, predictions):
-        logits, deltas, centerness = self._transpose_dense_predictions(predictions, [self.num_classes, 4, 1])
-        anchors = self.anchor_generator(features)
-        return [
-            self.inference_single_image(
-                anchors,
-                [(x[i].sigmoid() * c[i].sigmoid()).sqrt() for x, c in zip(logits, centerness)],
-                [x[i] for x in deltas],
-                size,
-            )
-            for i, size in enumerate(images.image_sizes)
-        ]
+    def _scores(self, logits, centerness):
+        return (logits.sigmoid() * centerness.sigmoid()).sqrt()
 
 
 class FCOSHead(RetinaNetHead):
@@ -178,8 +89,7 @@ class FCOSHead(RetinaNetHead):
         """kwargs: those of RetinaNetHead but num_anchors."""
         super().__init__(input_shape=input_shape, conv_dims=conv_dims, num_anchors=1, **kwargs)
         self.ctrness = nn.Conv2d(self.bbox_pred.in_channels, 1, kernel_size=3, padding=1)
-        nn.init.normal_(self.ctrness.weight, std=0.01)
-        nn.init.zeros_(self.ctrness.bias)
+        normal_fill(self.ctrness, std=0.01)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], ...]:
         """As RetinaNetHead, and the logit of the centerness (N, 1, Hi, Wi) per level."""

@@ -11,6 +11,4 @@ PROPOSAL_GENERATOR_REGISTRY = Registry("PROPOSAL_GENERATOR")
 def build_proposal_generator(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module | None:
     """Build `cfg.MODEL.PROPOSAL_GENERATOR.NAME`; None for "PrecomputedProposals"."""
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-    if name == "PrecomputedProposals":
-        return None
-    return PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)
+    return None if name == "PrecomputedProposals" else PROPOSAL_GENERATOR_REGISTRY.get(name)(cfg, input_shape)

@@ -1,5 +1,5 @@
-"""Mask heads (Mask R-CNN, arXiv:1703.06870). R: RoIs of the batch, K: classes (1 if class
-agnostic), M: mask side in cells."""
+"""Mask heads (Mask R-CNN, arXiv:1703.06870). R: RoIs of the batch, K: classes (1 if class agnostic), M: mask side
+in cells."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.registry import Registry
 
-from .box_head import conv3x3
+from ..convs import head_conv, normal_fill
 
 ROI_MASK_HEAD_REGISTRY = Registry("ROI_MASK_HEAD")
 
@@ -32,20 +32,14 @@ def _class_channel(logits: Tensor, classes: list[Tensor]) -> Tensor:
 
 
 def mask_rcnn_loss(pred_mask_logits: Tensor, instances: list[Instances], vis_period: int = 0) -> Tensor:
-    """Mean binary cross entropy of the gt class's channel over all R*M*M cells, 0 if R is 0.
-
-    Args:
-        pred_mask_logits: (R, K, M, M).
-        instances: with gt_masks, gt_classes and proposal_boxes, R in all.
-        vis_period: iterations between images of predicted and true masks; 0: none.
-    """
+    """Mean binary cross entropy of the gt class's channel of logits (R, K, M, M) over all R*M*M cells, 0 if R is 0.
+    instances: with gt_masks, gt_classes, proposal_boxes, R in all. vis_period: iterations between images; 0: none."""
     if pred_mask_logits.shape[0] == 0:
         return pred_mask_logits.sum() * 0
-    side = pred_mask_logits.shape[2]
-    gt = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side) for x in instances if len(x)]
-    gt = cat([g.to(device=pred_mask_logits.device, dtype=torch.bool) for g in gt])
     logits = _class_channel(pred_mask_logits, [x.gt_classes for x in instances])
-
+    side = logits.shape[-1]
+    gt = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side) for x in instances if len(x)]
+    gt = cat([g.to(device=logits.device, dtype=torch.bool) for g in gt])
     wrong = (logits > 0) != gt
     counts = torch.stack([wrong.sum(), gt.sum(), (wrong & ~gt).sum(), (wrong & gt).sum()])
     num_wrong, num_positive, false_positive, false_negative = counts.tolist()
@@ -61,10 +55,8 @@ def mask_rcnn_loss(pred_mask_logits: Tensor, instances: list[Instances], vis_per
 
 
 def mask_rcnn_inference(pred_mask_logits: Tensor, pred_instances: list[Instances]) -> None:
-    """Set `pred_masks` (R_i, 1, M, M), the predicted class's probabilities, on each Instances
-    (which have pred_classes, R in all)."""
-    logits = _class_channel(pred_mask_logits, [x.pred_classes for x in pred_instances])
-    probs = logits.sigmoid()[:, None]
+    """Set `pred_masks` (R_i, 1, M, M), the probabilities of the pred_classes, on Instances of R in all."""
+    probs = _class_channel(pred_mask_logits, [x.pred_classes for x in pred_instances]).sigmoid()[:, None]
     for x, masks in zip(pred_instances, probs.split([len(x) for x in pred_instances])):
         x.pred_masks = masks
 
@@ -75,8 +67,7 @@ class BaseMaskRCNNHead(nn.Module):
     @configurable
     def __init__(self, *, loss_weight: float = 1.0, vis_period: int = 0):
         super().__init__()
-        self.loss_weight = loss_weight
-        self.vis_period = vis_period
+        self.loss_weight, self.vis_period = loss_weight, vis_period
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -97,8 +88,8 @@ class BaseMaskRCNNHead(nn.Module):
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
-    """3x3 convs for all `conv_dims` but the last, a 2x2 deconvolution to the last (doubles the
-    side), 1x1 predictor. num_classes 1: class agnostic."""
+    """3x3 convs for all `conv_dims` but the last, a 2x2 deconvolution to the last (doubles the side), 1x1 predictor.
+    num_classes 1: class agnostic."""
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, num_classes: int, conv_dims: Sequence[int], conv_norm="", **kwargs):
@@ -106,27 +97,22 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         assert len(conv_dims) >= 1, "conv_dims needs at least one entry: the deconvolution's."
         channels = input_shape.channels
         for k, dim in enumerate(conv_dims[:-1], 1):
-            self.add_module(f"mask_fcn{k}", conv3x3(channels, dim, conv_norm))
+            self.add_module(f"mask_fcn{k}", head_conv(channels, dim, conv_norm))
             channels = dim
         self.deconv = ConvTranspose2d(channels, conv_dims[-1], kernel_size=2, stride=2)
         self.deconv_relu = nn.ReLU()
         self.predictor = Conv2d(conv_dims[-1], num_classes, kernel_size=1)
-        for name, layer in self.named_children():
-            if name.startswith("mask_fcn") or name == "deconv":
-                weight_init.c2_msra_fill(layer)
-        nn.init.normal_(self.predictor.weight, std=0.001)
-        nn.init.zeros_(self.predictor.bias)
+        for layer in list(self)[:-2]:
+            weight_init.c2_msra_fill(layer)
+        normal_fill(self.predictor, std=0.001)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec):
-        head = cfg.MODEL.ROI_MASK_HEAD
-        return {
-            **super().from_config(cfg, input_shape),
-            "input_shape": input_shape,
-            "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            "conv_dims": [head.CONV_DIM] * (head.NUM_CONV + 1),
-            "conv_norm": head.NORM,
-        }
+        head, ret = cfg.MODEL.ROI_MASK_HEAD, super().from_config(cfg, input_shape)
+        num_classes = 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        conv_dims = [head.CONV_DIM] * (head.NUM_CONV + 1)
+        sizes = {"input_shape": input_shape, "num_classes": num_classes, "conv_dims": conv_dims}
+        return {**ret, **sizes, "conv_norm": head.NORM}
 
     def layers(self, x: Tensor) -> Tensor:
         """x: (R, C, H, W), R may be 0. Returns (R, num_classes, 2H, 2W)."""

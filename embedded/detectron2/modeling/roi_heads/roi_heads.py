@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.registry import Registry
 
-from ..matcher import Matcher
+from ..matcher import Matcher, matched_classes
 from ..poolers import ROIPooler
 from ..proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from ..sampling import subsample_labels
@@ -49,84 +49,64 @@ class ROIHeads(nn.Module):
         proposal_append_gt: bool = True,
     ):
         super().__init__()
-        self.num_classes = num_classes
-        self.batch_size_per_image = batch_size_per_image
-        self.positive_fraction = positive_fraction
-        self.proposal_matcher = proposal_matcher
+        self.num_classes, self.proposal_matcher = num_classes, proposal_matcher
+        self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
         self.proposal_append_gt = proposal_append_gt
 
     @classmethod
     def from_config(cls, cfg):
         heads = cfg.MODEL.ROI_HEADS
-        return {
-            "num_classes": heads.NUM_CLASSES,
-            "batch_size_per_image": heads.BATCH_SIZE_PER_IMAGE,
-            "positive_fraction": heads.POSITIVE_FRACTION,
-            "proposal_append_gt": heads.PROPOSAL_APPEND_GT,
-            "proposal_matcher": Matcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality_matches=False),
-        }
+        keys = ("NUM_CLASSES", "BATCH_SIZE_PER_IMAGE", "POSITIVE_FRACTION", "PROPOSAL_APPEND_GT")
+        matcher = Matcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality_matches=False)
+        return {**{key.lower(): heads[key] for key in keys}, "proposal_matcher": matcher}
 
-    def _sample_proposals(
-        self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor):
         """Returns the sampled rows (foreground first) and their classes (K: background)."""
-        if gt_classes.numel() > 0:
-            classes = gt_classes[matched_idxs]
-            classes[matched_labels == 0] = self.num_classes
-            classes[matched_labels == -1] = -1
-        else:
-            classes = torch.full_like(matched_idxs, self.num_classes)
-        foreground, background = subsample_labels(
-            classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
-        )
-        sampled = torch.cat([foreground, background])
+        classes = matched_classes(gt_classes, matched_idxs, matched_labels, self.num_classes)
+        limits = self.batch_size_per_image, self.positive_fraction, self.num_classes
+        sampled = torch.cat(subsample_labels(classes, *limits))
         return sampled, classes[sampled]
 
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """Sampled proposals with `gt_classes` and every `gt_*` field of the matched target; those
-        of an image without targets have gt_classes alone."""
+        """Sampled proposals with `gt_classes` and every `gt_*` field of the matched target; those of an image without
+        targets have gt_classes alone."""
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
-        results, num_fg, num_bg = [], 0, 0
-        for image_proposals, image_targets in zip(proposals, targets):
-            iou = pairwise_iou(image_targets.gt_boxes, image_proposals.proposal_boxes)
-            matches, labels = self.proposal_matcher(iou)
-            sampled, gt_classes = self._sample_proposals(matches, labels, image_targets.gt_classes)
-            result = image_proposals[sampled]
-            result.gt_classes = gt_classes
-            if len(image_targets) > 0:
-                matches = matches[sampled]
-                for name, value in image_targets.get_fields().items():
-                    if name.startswith("gt_") and not result.has(name):
-                        result.set(name, value[matches])
-            background = int((gt_classes == self.num_classes).sum())
-            num_bg += background
-            num_fg += gt_classes.numel() - background
-            results.append(result)
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", num_fg / len(targets))
-        storage.put_scalar("roi_head/num_bg_samples", num_bg / len(targets))
+        results = []
+        for p, t in zip(proposals, targets):
+            matches, labels = self.proposal_matcher(pairwise_iou(t.gt_boxes, p.proposal_boxes))
+            sampled, gt_classes = self._sample_proposals(matches, labels, t.gt_classes)
+            p = p[sampled]
+            p.gt_classes = gt_classes
+            for name, value in t.get_fields().items() if len(t) > 0 else ():
+                if name.startswith("gt_") and not p.has(name):
+                    p.set(name, value[matches[sampled]])
+            results.append(p)
+        self._put_counts("roi_head", results)
         return results
 
-    def forward(self, images, features, proposals, targets=None):
-        """Returns (proposals, losses) in training, else (detections, {})."""
+    def _put_counts(self, prefix: str, proposals: list[Instances]) -> None:
+        """Put the mean numbers per image of foreground and background proposals into the storage."""
+        background = sum(int((p.gt_classes == self.num_classes).sum()) for p in proposals)
+        for kind, num in (("fg", sum(map(len, proposals)) - background), ("bg", background)):
+            get_event_storage().put_scalar(f"{prefix}/num_{kind}_samples", num / len(proposals))
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances], targets=None
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """Returns (proposals, losses) in training, which needs targets (Instances per image), else (detections, {})."""
         raise NotImplementedError(f"{type(self).__name__} must define forward().")
 
 
 def _pooler_and_shape(section, in_features: Sequence[str], input_shape: dict[str, ShapeSpec]):
-    """The pooler of cfg's `section` (ROI_BOX_HEAD or ROI_MASK_HEAD), and the ShapeSpec of what it
-    pools for one RoI. All of in_features must have equal channels."""
+    """The pooler of cfg's `section` (ROI_BOX_HEAD or ROI_MASK_HEAD), and the ShapeSpec of what it pools for one RoI.
+    All of in_features must have equal channels."""
     shapes = [input_shape[f] for f in in_features]
     channels = {s.channels for s in shapes}
     assert len(channels) == 1, f"All of {list(in_features)} need the same channels, got {channels}."
-    pooler = ROIPooler(
-        output_size=section.POOLER_RESOLUTION,
-        scales=tuple(1.0 / s.stride for s in shapes),
-        sampling_ratio=section.POOLER_SAMPLING_RATIO,
-        pooler_type=section.POOLER_TYPE,
-    )
-    side = section.POOLER_RESOLUTION
+    side, scales = section.POOLER_RESOLUTION, tuple(1.0 / s.stride for s in shapes)
+    pooler = ROIPooler(side, scales, section.POOLER_SAMPLING_RATIO, section.POOLER_TYPE)
     return pooler, ShapeSpec(channels=channels.pop(), height=side, width=side)
 
 
@@ -134,10 +114,8 @@ def _pooler_and_shape(section, in_features: Sequence[str], input_shape: dict[str
 class StandardROIHeads(ROIHeads):
     """Box branch and, if `mask_in_features` is given, mask branch, each with its own pooler.
 
-    Args:
-        mask_pooler: None hands the features (dict of maps) to the mask head as they are.
-        train_on_pred_boxes: train the mask branch on the box branch's output.
-        kwargs: ROIHeads' arguments.
+    mask_pooler: None hands the features (dict of maps) to the mask head as they are. train_on_pred_boxes: train the
+    mask branch on the box branch's output. kwargs: ROIHeads' arguments.
     """
 
     @configurable
@@ -152,23 +130,17 @@ class StandardROIHeads(ROIHeads):
         mask_pooler: ROIPooler | None = None,
         mask_head: nn.Module | None = None,
         train_on_pred_boxes: bool = False,
-        keypoint_in_features=None,
-        keypoint_pooler=None,
-        keypoint_head=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        if any(x is not None for x in (keypoint_in_features, keypoint_pooler, keypoint_head)):
+        keypoint = [kwargs.pop(f"keypoint_{name}", None) for name in ("in_features", "pooler", "head")]
+        if any(x is not None for x in keypoint):
             raise ValueError("keypoint_*: the embedded engine has no keypoint head; leave it out.")
+        super().__init__(**kwargs)
         self.in_features = self.box_in_features = box_in_features
-        self.box_pooler = box_pooler
-        self.box_head = box_head
-        self.box_predictor = box_predictor
+        self.box_pooler, self.box_head, self.box_predictor = box_pooler, box_head, box_predictor
         self.mask_on = mask_in_features is not None
         if self.mask_on:
-            self.mask_in_features = mask_in_features
-            self.mask_pooler = mask_pooler
-            self.mask_head = mask_head
+            self.mask_in_features, self.mask_pooler, self.mask_head = mask_in_features, mask_pooler, mask_head
         self.train_on_pred_boxes = train_on_pred_boxes
 
     @classmethod
@@ -187,53 +159,37 @@ class StandardROIHeads(ROIHeads):
     def _init_box_head(cls, cfg, input_shape):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         pooler, shape = _pooler_and_shape(cfg.MODEL.ROI_BOX_HEAD, in_features, input_shape)
-        box_head = build_box_head(cfg, shape)
-        return {
-            "box_in_features": in_features,
-            "box_pooler": pooler,
-            "box_head": box_head,
-            "box_predictor": FastRCNNOutputLayers(cfg, box_head.output_shape),
-        }
+        head = build_box_head(cfg, shape)
+        predictor = FastRCNNOutputLayers(cfg, head.output_shape)
+        return {"box_in_features": in_features, "box_pooler": pooler, "box_head": head, "box_predictor": predictor}
 
     @classmethod
     def _init_mask_head(cls, cfg, input_shape):
         if not cfg.MODEL.MASK_ON:
             return {}
         in_features, section = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.ROI_MASK_HEAD
+        pooler, shape = None, {f: input_shape[f] for f in in_features}
         if section.POOLER_TYPE:
             pooler, shape = _pooler_and_shape(section, in_features, input_shape)
-        else:
-            pooler, shape = None, {f: input_shape[f] for f in in_features}
         return {"mask_in_features": in_features, "mask_pooler": pooler, "mask_head": build_mask_head(cfg, shape)}
 
-    def forward(
-        self,
-        images: ImageList,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
+    def forward(self, images, features, proposals, targets=None):
         if not self.training:
-            detections = self._forward_box(features, proposals)
-            return self.forward_with_given_boxes(features, detections), {}
+            return self.forward_with_given_boxes(features, self._forward_box(features, proposals)), {}
         assert targets, "RoI heads need targets in training."
         proposals = self.label_and_sample_proposals(proposals, targets)
         losses = self._forward_box(features, proposals)
-        losses.update(self._forward_mask(features, proposals))
-        return proposals, losses
+        return proposals, {**losses, **self._forward_mask(features, proposals)}
 
     def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
         """Run the mask branch on instances with pred_boxes and pred_classes, at inference only."""
         assert not self.training, "forward_with_given_boxes is for inference: call eval()."
-        for x in instances:
-            assert x.has("pred_boxes") and x.has("pred_classes"), (
-                f"Instances need pred_boxes and pred_classes, got {sorted(x.get_fields())}."
-            )
+        given = all(x.has("pred_boxes") and x.has("pred_classes") for x in instances)
+        assert given, "forward_with_given_boxes needs pred_boxes and pred_classes."
         return self._forward_mask(features, instances)
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
-        """Returns losses in training, else detections. Sets proposal_boxes of the proposals if
-        train_on_pred_boxes."""
+        """Returns losses in training, else detections. Sets proposal_boxes of the proposals if train_on_pred_boxes."""
         features = [features[f] for f in self.box_in_features]
         features = self.box_pooler(features, [p.proposal_boxes for p in proposals])
         predictions = self.box_predictor(self.box_head(features))
@@ -243,8 +199,8 @@ class StandardROIHeads(ROIHeads):
         if self.train_on_pred_boxes:
             with torch.no_grad():
                 boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
-                for p, image_boxes in zip(proposals, boxes):
-                    p.proposal_boxes = Boxes(image_boxes)
+            for p, image_boxes in zip(proposals, boxes):
+                p.proposal_boxes = Boxes(image_boxes)
         return losses
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
@@ -253,9 +209,8 @@ class StandardROIHeads(ROIHeads):
             return {} if self.training else instances
         if self.training:
             instances, _ = select_foreground_proposals(instances, self.num_classes)
-        if self.mask_pooler is None:
-            features = {f: features[f] for f in self.mask_in_features}
-        else:
+        features = {f: features[f] for f in self.mask_in_features}
+        if self.mask_pooler is not None:
             boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
-            features = self.mask_pooler([features[f] for f in self.mask_in_features], boxes)
+            features = self.mask_pooler(list(features.values()), boxes)
         return self.mask_head(features, instances)

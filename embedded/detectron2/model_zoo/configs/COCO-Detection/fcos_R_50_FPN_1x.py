@@ -1,12 +1,6 @@
-"""FCOS with group norm in its head, R-50-FPN, 1x."""
+"""FCOS with group norm in its head, R-50-FPN, 1x; trained like RetinaNet."""
 
-from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier  # noqa
-from ..common.data.coco import dataloader
 from ..common.models.fcos import model
-from ..common.optim import SGD as optimizer
-from ..common.train import train
+from .retinanet_R_50_FPN_1x import dataloader, lr_multiplier, optimizer, train
 
-dataloader.train.mapper.use_instance_mask = False
-optimizer.lr = 0.01
 model.backbone.bottom_up.freeze_at = 2
-train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

@@ -1,6 +1,6 @@
 """RetinaNet, R-50-FPN, 1x."""
 
-from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier  # noqa
+from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier
 from ..common.data.coco import dataloader
 from ..common.models.retinanet import model
 from ..common.optim import SGD as optimizer

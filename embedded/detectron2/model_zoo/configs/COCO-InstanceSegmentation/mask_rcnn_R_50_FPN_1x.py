@@ -1,9 +1,9 @@
 """Mask R-CNN, R-50-FPN, 1x."""
 
-from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier  # noqa
-from ..common.data.coco import dataloader  # noqa
+from ..common.coco_schedule import lr_multiplier_1x as lr_multiplier
+from ..common.data.coco import dataloader
 from ..common.models.mask_rcnn_fpn import model
-from ..common.optim import SGD as optimizer  # noqa
+from ..common.optim import SGD as optimizer
 from ..common.train import train
 
 model.backbone.bottom_up.freeze_at = 2

@@ -1,3 +1,1 @@
-"""The collection's own building block under Detectron2's path."""
-
-from ......configs.common.optim import SGD, AdamW  # noqa
+from ......configs.common.optim import SGD, AdamW  # the collection's own

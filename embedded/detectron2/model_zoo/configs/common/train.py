@@ -1,3 +1,1 @@
-"""The collection's own building block under Detectron2's path."""
-
-from ......configs.common.train import detectron2_train as train  # noqa
+from ......configs.common.train import detectron2_train as train  # the collection's own

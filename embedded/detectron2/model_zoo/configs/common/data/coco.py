@@ -1,3 +1,1 @@
-"""The collection's own building block under Detectron2's path."""
-
-from .......configs.common.data.coco import dataloader  # noqa
+from .......configs.common.data.coco import dataloader  # the collection's own

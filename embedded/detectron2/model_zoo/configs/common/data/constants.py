@@ -1,3 +1,1 @@
-"""The collection's own building block under Detectron2's path."""
-
-from .......configs.common.data.constants import constants  # noqa
+from .......configs.common.data.constants import constants  # the collection's own

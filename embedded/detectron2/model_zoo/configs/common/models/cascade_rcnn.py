@@ -1,3 +1,1 @@
-"""The collection's own building block under Detectron2's path."""
-
-from .......configs.common.models.cascade_rcnn import model  # noqa
+from .......configs.common.models.cascade_rcnn import model  # the collection's own

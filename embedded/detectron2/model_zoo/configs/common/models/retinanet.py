@@ -1,3 +1,1 @@
-"""The collection's own building block under Detectron2's path."""
-
-from .......configs.common.models.retinanet import model  # noqa
+from .......configs.common.models.retinanet import model  # the collection's own
