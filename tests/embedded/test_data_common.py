@@ -5,12 +5,12 @@ import random
 
 import numpy as np
 import pytest
-from tests.embedded.data_parts import Numbers, Stream, ids
 from torch.utils.data import IterableDataset
 
 from detectron2.data import DatasetFromList, MapDataset, ToIterableDataset
 from detectron2.data.common import AspectRatioGroupedDataset, set_default_dataset_from_list_serialize_method
 from detectron2.data.samplers import InferenceSampler
+from tests.embedded.data_parts import Numbers, Stream, ids
 
 
 @pytest.mark.parametrize("serialize", [True, False])

@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from tests.embedded.data_parts import Numbers, Stream, identity, ids
 from torch.utils.data import IterableDataset, get_worker_info
 
 from detectron2.config import get_cfg
@@ -22,6 +21,7 @@ from detectron2.data import (
 from detectron2.data.build import worker_init_reset_seed
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
+from tests.embedded.data_parts import Numbers, Stream, identity, ids
 
 
 def train_loader(dataset, **kwargs):

@@ -67,11 +67,9 @@ def align_and_update_state_dicts(
     model_state_dict: dict[str, torch.Tensor], ckpt_state_dict: dict[str, torch.Tensor], c2_conversion: bool = True
 ) -> dict[str, torch.Tensor]:
     """The checkpoint under the model's names; what is not matched keeps its name.
-
     A model key takes the longest checkpoint key that equals it or is a suffix of it after a dot:
     `stem.conv1.weight` goes to `backbone.bottom_up.stem.conv1.weight`. Weights of another shape are skipped with a
-    warning. ValueError: a checkpoint key fits several model keys.
-    """
+    warning. ValueError: a checkpoint key fits several model keys."""
     if c2_conversion:
         ckpt_state_dict = convert_c2_detectron_names(ckpt_state_dict)
     model_key_of: dict[str, str] = {}  # by checkpoint key

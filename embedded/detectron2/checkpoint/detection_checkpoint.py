@@ -43,10 +43,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 class DetectionCheckpointer(Checkpointer):
     """fvcore's Checkpointer, saving on the main process only; it also loads .pkl files of the model zoo and of Caffe2,
     and matches names by `path?matching_heuristics=True`.
-
     Loading never runs code from the file. `.pkl` may hold numpy arrays and builtin containers; everything else goes
-    through `torch.load(weights_only=True)`, numpy admitted. Other content raises pickle.UnpicklingError.
-    """
+    through `torch.load(weights_only=True)`, numpy admitted. Other content raises pickle.UnpicklingError."""
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, save_to_disk: bool | None = None, **checkpointables: Any
@@ -58,10 +56,8 @@ class DetectionCheckpointer(Checkpointer):
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load; returns what else is in the file. Nothing happens for an empty path.
-
         A distributed model may have the file on the main worker alone: the others then get the weights (and nothing
-        but those) by broadcast.
-        """
+        but those) by broadcast."""
         url = urlparse(path)
         query = parse_qs(url.query)
         self._matching_heuristics = query.pop("matching_heuristics", []) == ["True"]
@@ -70,7 +66,6 @@ class DetectionCheckpointer(Checkpointer):
         path = url._replace(query="").geturl()
         if not path or not self._is_distributed:
             return super().load(path, checkpointables)
-
         path = self.path_manager.get_local_path(path)
         has_file = comm.all_gather(os.path.isfile(path))
         if not has_file[0]:

@@ -44,11 +44,9 @@ def set_global_cfg(cfg: CfgNode) -> None:
 
 def configurable(init_func: Callable | None = None, *, from_config: Callable | None = None) -> Callable:
     """Let a constructor or a function also be called with a cfg.
-
     On `__init__`, the class has a classmethod `from_config(cls, cfg, ...)`; on a function, write
     `@configurable(from_config=f)`. It returns the keyword arguments of the real call; those of the caller that it does
-    not name win over them.
-    """
+    not name win over them."""
     if init_func is None:
         return functools.partial(configurable, from_config=from_config)
     if from_config is None:
@@ -65,7 +63,6 @@ def configurable(init_func: Callable | None = None, *, from_config: Callable | N
                 raise TypeError(f"{cls.__name__}.from_config has to be a classmethod.")
             args, kwargs = _resolve_cfg(cls.from_config, args, kwargs)
             init_func(self, *args, **kwargs)
-
     else:
         assert inspect.isfunction(from_config), f"from_config has to be a function, got {from_config!r}."
 

@@ -125,9 +125,7 @@ class LazyConfig:
     @staticmethod
     def load(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
         """A .py or .yaml config: the value of one key, a tuple for several, or all of it.
-
-        All of a Python file: its public variables that are dicts or configs, as one config.
-        """
+        All of a Python file: its public variables that are dicts or configs, as one config."""
         filename = os.fspath(filename).replace("/./", "/")
         ext = os.path.splitext(filename)[1]
         if ext == ".py":
@@ -150,9 +148,7 @@ class LazyConfig:
     @staticmethod
     def save(cfg: Any, filename: str) -> None:
         """Write a config as YAML, callables as import strings.
-
-        What YAML cannot hold (lambdas) is pickled to `filename + ".pkl"`; a failure of both is only logged.
-        """
+        What YAML cannot hold (lambdas) is pickled to `filename + ".pkl"`; a failure of both is only logged."""
         logger = logging.getLogger(__name__)
         try:
             content = OmegaConf.to_container(cfg, structured_config_mode=SCMode.INSTANTIATE)  # unresolved

@@ -87,12 +87,10 @@ def build_batch_data_loader(
     **kwargs,
 ):
     """Batches of `total_batch_size / world size` items, as lists unless `collate_fn` is given.
-
     sampler: of a map-style dataset; None for an IterableDataset.
     aspect_ratio_grouping: batches of only wide or only high images; needs `drop_last` and "width" and "height".
     single_gpu_batch_size: the batch per process; `total_batch_size` is 0 then.
-    seed: of the workers; None draws it from torch's global RNG. kwargs: pin_memory and others of the DataLoader.
-    """
+    seed: of the workers; None draws it from torch's global RNG. kwargs: pin_memory and others of the DataLoader."""
     batch_size, world_size = single_gpu_batch_size, get_world_size()
     if not batch_size:
         batch_size, rest = divmod(total_batch_size, world_size)
@@ -153,11 +151,9 @@ def build_detection_train_loader(
     dataset, *, mapper, sampler=None, total_batch_size: int, aspect_ratio_grouping: bool = True, **kwargs
 ):
     """An endless iterable of batches, or a finite one of a finite IterableDataset.
-
     dataset: list of dicts, map-style Dataset or IterableDataset. mapper: from an item to what the model takes, or None.
     sampler: default `TrainingSampler` with a seed from NumPy's global RNG. total_batch_size: of all processes together.
-    kwargs: `num_workers`, `collate_fn` and the others of `build_batch_data_loader`.
-    """
+    kwargs: `num_workers`, `collate_fn` and the others of `build_batch_data_loader`."""
     dataset = _mapped(dataset, mapper)
     if sampler is None and not isinstance(dataset, IterableDataset):
         sampler = TrainingSampler(len(dataset))

@@ -16,11 +16,9 @@ from . import transforms as T
 
 class DatasetMapper:
     """Read the image, augment it, and turn the annotations into `Instances`.
-
     The result keeps the dict's other keys, `width` and `height` of the original image among them, and adds `image`:
     uint8 (C, H, W), and in training `instances`. image_format: of `detection_utils.read_image`. instance_mask_format:
-    "polygon" or "bitmask". recompute_boxes: take the boxes around the transformed masks, which are tighter.
-    """
+    "polygon" or "bitmask". recompute_boxes: take the boxes around the transformed masks, which are tighter."""
 
     @configurable
     def __init__(

@@ -118,9 +118,7 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
 
 class DefaultPredictor:
     """The model of a config, with its weights, on one image.
-
-    Attributes: cfg, model, metadata (of the first test dataset, if there is one), aug, input_format.
-    """
+    Attributes: cfg, model, metadata (of the first test dataset, if there is one), aug, input_format."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg.clone()
@@ -149,7 +147,6 @@ def _of_inner_trainer(name: str) -> property:
 
 class DefaultTrainer(TrainerBase):
     """The standard training of a CfgNode config; subclasses override the `build_*` methods.
-
     Attributes: cfg, checkpointer, scheduler, start_iter, max_iter; model, optimizer, data_loader of the inner trainer.
     """
 
@@ -234,9 +231,7 @@ class DefaultTrainer(TrainerBase):
         cls, cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None
     ) -> OrderedDict:
         """Evaluate on DATASETS.TEST. evaluators: one per dataset, default `build_evaluator`.
-
-        Returns {dataset: results}, or the results themselves if there is one dataset.
-        """
+        Returns {dataset: results}, or the results themselves if there is one dataset."""
         logger, names = logging.getLogger(__name__), cfg.DATASETS.TEST
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]

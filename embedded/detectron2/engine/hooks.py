@@ -35,9 +35,7 @@ class CallbackHook(HookBase):
 
 class IterationTimer(HookBase):
     """Puts the scalar `time` (seconds of a step, without hooks) and logs the speed at the end.
-
-    Register it first. warmup_iter: the first iteration, counted from 1, that is timed.
-    """
+    Register it first. warmup_iter: the first iteration, counted from 1, that is timed."""
 
     def __init__(self, warmup_iter: int = 3):
         self._warmup_iter, self._count, self._total = warmup_iter, 0, 0.0
@@ -88,9 +86,7 @@ class PeriodicCheckpointer(checkpoint.PeriodicCheckpointer, HookBase):
 
 class LRScheduler(HookBase):
     """Logs the learning rate, then steps the scheduler, after every iteration. Defaults: the trainer's.
-
-    A ParamScheduler is a multiplier of the base learning rate over the whole training.
-    """
+    A ParamScheduler is a multiplier of the base learning rate over the whole training."""
 
     def __init__(
         self,
@@ -149,9 +145,7 @@ class _Periodic(HookBase):
 
 class EvalHook(_Periodic):
     """Evaluates every `eval_period` iterations (0: never), and after a complete training.
-
-    eval_function: returns a nested dict of numbers, or None; runs on all workers, which then wait for each other.
-    """
+    eval_function: returns a nested dict of numbers, or None; runs on all workers, which then wait for each other."""
 
     def __init__(
         self, eval_period: int, eval_function: Callable[[], dict[str, Any] | None], eval_after_train: bool = True

@@ -23,10 +23,8 @@ def launch(
     timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
     """Run `main_func(*args)` in every worker; in this very process if there is only one.
-
     num_gpus_per_machine: workers per machine; without CUDA they talk over gloo. dist_url: how they meet,
-    tcp://host:port, or "auto": a free local port.
-    """
+    tcp://host:port, or "auto": a free local port."""
     if num_machines * num_gpus_per_machine == 1:
         main_func(*args)
         return

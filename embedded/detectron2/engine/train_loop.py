@@ -21,14 +21,12 @@ logger = logging.getLogger(__name__)
 
 class HookBase:
     """What a trainer calls around its steps:
-
     hook.before_train()
     for each iteration:
         hook.before_step()
         trainer.run_step()    # calls hook.after_backward() of its own hooks
         hook.after_step()
-    hook.after_train()        # also after an exception
-    """
+    hook.after_train()        # also after an exception"""
 
     trainer: "TrainerBase" = None  # a weak proxy, set when the hook is registered
 
@@ -45,9 +43,7 @@ class HookBase:
 
 class TrainerBase:
     """A loop with hooks; subclasses implement `run_step`.
-
-    Attributes: iter (current one, max_iter after a complete run), start_iter, max_iter, storage (while training).
-    """
+    Attributes: iter (current one, max_iter after a complete run), start_iter, max_iter, storage (while training)."""
 
     def __init__(self):
         self._hooks: list[HookBase] = []
@@ -117,10 +113,8 @@ class TrainerBase:
 
 class SimpleTrainer(TrainerBase):
     """One model, one optimizer, one data loader; single or data parallel.
-
     The model returns a dict of losses, or one loss; it is set to training mode. Metrics are gathered every
-    gather_metric_period iterations; with async_write_metrics by a thread, whose error ends training at its next use.
-    """
+    gather_metric_period iterations; with async_write_metrics by a thread, whose error ends training at its next use."""
 
     def __init__(
         self,
@@ -152,7 +146,6 @@ class SimpleTrainer(TrainerBase):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         with self._autocast():
@@ -219,9 +212,7 @@ class SimpleTrainer(TrainerBase):
 
 class AMPTrainer(SimpleTrainer):
     """SimpleTrainer with automatic mixed precision on a GPU.
-
-    precision: of the forward pass; log_grad_scaler: put the scale as a metric.
-    """
+    precision: of the forward pass; log_grad_scaler: put the scale as a metric."""
 
     def __init__(
         self, *args, grad_scaler=None, precision: torch.dtype = torch.float16, log_grad_scaler: bool = False, **kwargs

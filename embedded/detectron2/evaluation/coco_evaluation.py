@@ -29,8 +29,7 @@ logger = logging.getLogger(__name__)
 
 class COCOEvaluator(DatasetEvaluator):
     """{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>"...}, "segm": {...}} in percent; nan where there
-    is no ground truth of a size or class.
-    """
+    is no ground truth of a size or class."""
 
     def __init__(
         self,
@@ -45,10 +44,8 @@ class COCOEvaluator(DatasetEvaluator):
         kpt_oks_sigmas: Sequence[float] = (),
     ):
         """tasks: of "bbox", "segm"; default what the predictions have. distributed: gather from all processes.
-
         output_dir: for the predictions, and for the JSON of a dataset that has none. max_dets_per_image: that count,
-        best scores first, default 100. use_fast_impl, kpt_oks_sigmas: for callers of upstream, without effect.
-        """
+        best scores first, default 100. use_fast_impl, kpt_oks_sigmas: for callers of upstream, without effect."""
         if unknown := set(tasks or ()) - set(TASKS):
             raise ValueError(f"COCOEvaluator has no tasks {unknown}, only {TASKS}.")
         self._tasks, self._distributed, self._output_dir = tasks, distributed, output_dir

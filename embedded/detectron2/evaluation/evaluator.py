@@ -66,9 +66,7 @@ def inference_on_dataset(
     model: Callable, data_loader: Iterable, evaluator: DatasetEvaluator | Sequence | None, callbacks: dict | None = None
 ) -> Mapping:
     """Run the model over the whole loader (which must have a length); what the evaluator returns, {} instead of None.
-
-    callbacks: optional functions "on_start", "before_inference", "after_inference", "on_end".
-    """
+    callbacks: optional functions "on_start", "before_inference", "after_inference", "on_end"."""
     total = len(data_loader)
     if evaluator is None or isinstance(evaluator, Sequence):
         evaluator = DatasetEvaluators(evaluator or [])

@@ -21,9 +21,7 @@ THRESHOLDS = range(50, 100, 5)  # IoU in percent
 
 class PascalVOCDetectionEvaluator(DatasetEvaluator):
     """{"bbox": {"AP", "AP50", "AP75"}} in percent, means over the classes; AP over 50, 55, ... 95.
-
-    The year in the metadata decides between 11-point AP (2007) and the area (2012).
-    """
+    The year in the metadata decides between 11-point AP (2007) and the area (2012)."""
 
     def __init__(self, dataset_name: str):
         self._meta = MetadataCatalog.get(dataset_name)
@@ -84,9 +82,7 @@ def voc_ap(rec: np.ndarray, prec: np.ndarray, use_07_metric: bool = False) -> fl
 
 def _class_aps(detections: list[tuple], truth: dict[str, list[dict]], name: str, use_07_metric: bool) -> list[float]:
     """AP of class `name` at each of THRESHOLDS, in percent.
-
-    A class absent from the split: 0 without detections; with some, 0 by 11 points, nan by area.
-    """
+    A class absent from the split: 0 without detections; with some, 0 by 11 points, nan by area."""
     objects = {k: [o for o in v if o["name"] == name] for k, v in truth.items()}
     first = dict(zip(objects, np.cumsum([0] + [len(v) for v in objects.values()])))
     # the last: that of no object
@@ -99,7 +95,6 @@ def _class_aps(detections: list[tuple], truth: dict[str, list[dict]], name: str,
         if objects[image_id]:
             iou = _inclusive_iou(np.array(box), np.array([o["bbox"] for o in objects[image_id]]))
             best_iou[rank], best_object[rank] = iou.max(), first[image_id] + iou.argmax()
-
     aps = []
     for threshold in THRESHOLDS:
         hit = best_iou > threshold / 100

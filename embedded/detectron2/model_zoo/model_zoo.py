@@ -67,9 +67,7 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
     """The model with its weights (trained, or those that training starts from), in training mode.
-
-    device: default the config's, or the CPU of a machine without CUDA.
-    """
+    device: default the config's, or the CPU of a machine without CUDA."""
     cfg = get_config(config_path, trained)
     device = device or (None if torch.cuda.is_available() else "cpu")
     if isinstance(cfg, CfgNode):

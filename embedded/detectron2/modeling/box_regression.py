@@ -20,10 +20,8 @@ def _centers_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 class Box2BoxTransform:
     """R-CNN's encoding (arXiv:1311.2524): shift by a fraction of the size, log of the scale.
-
     d[x,y] = w[x,y] * (target centre - source centre) / source size
-    d[w,h] = w[w,h] * log(target size / source size)
-    """
+    d[w,h] = w[w,h] * log(target size / source size)"""
 
     def __init__(self, weights: Sequence, scale_clamp: float = math.log(1000.0 / 16)):
         """weights: factors of (dx, dy, dw, dh). scale_clamp: upper limit of the decoded dw, dh."""
@@ -81,12 +79,10 @@ def _dense_box_regression_loss(
     smooth_l1_beta: float = 0.0,
 ) -> Tensor:
     """Sum of the box loss over the foreground anchors.
-
     anchors: per level, R boxes in all. pred_anchor_deltas: per level (N, Ri, 4).
     gt_boxes: per image (R, 4), the box matched to each anchor; background rows are ignored.
     fg_mask: (N, R) bool, or `...` for all.
-    box_reg_loss_type: "smooth_l1" compares deltas; "giou", "diou", "ciou" decoded boxes.
-    """
+    box_reg_loss_type: "smooth_l1" compares deltas; "giou", "diou", "ciou" decoded boxes."""
     anchors = torch.cat([a.tensor if isinstance(a, Boxes) else a for a in anchors])
     pred = cat(pred_anchor_deltas, dim=1)
     if box_reg_loss_type == "smooth_l1":

@@ -26,9 +26,7 @@ class Matcher:
 
     def __call__(self, match_quality_matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Quality (G, P) >= 0 -> index of the best ground truth (P,) int64, label (P,) int8.
-
-        Without ground truth every index is 0 and every label the lowest interval's.
-        """
+        Without ground truth every index is 0 and every label the lowest interval's."""
         assert match_quality_matrix.dim() == 2, "The match quality must be (G, P)."
         if match_quality_matrix.numel() == 0:
             matches = match_quality_matrix.new_zeros(match_quality_matrix.size(1), dtype=torch.int64)

@@ -94,10 +94,8 @@ def get_default_optimizer_params(
     overrides: dict[str, dict[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups of the trainable parameters, in the order of `named_modules`, holding only the hyperparameters given here.
-
     weight_decay_norm is for normalization layers; bias_lr_factor and weight_decay_bias for parameters called "bias";
-    lr_factor_func maps a full parameter name to a factor of base_lr; overrides, by last part of the name, win.
-    """
+    lr_factor_func maps a full parameter name to a factor of base_lr; overrides, by last part of the name, win."""
     bias_lr_factor = None if bias_lr_factor == 1.0 else bias_lr_factor
     for name, option in (("bias_lr_factor", bias_lr_factor), ("lr_factor_func", lr_factor_func)):
         if option is not None and base_lr is None:
@@ -107,7 +105,6 @@ def get_default_optimizer_params(
     if bias and "bias" in overrides:
         raise ValueError("Conflicting overrides for 'bias': drop overrides['bias'], or the two arguments for biases.")
     overrides = {"bias": bias, **overrides}
-
     groups = {}  # by parameter: a shared one belongs where it comes first
     for module_name, module in model.named_modules():
         of_norm = _given(weight_decay=weight_decay_norm) if isinstance(module, NORM_MODULES) else {}

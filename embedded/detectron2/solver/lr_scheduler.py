@@ -12,10 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 class WarmupParamScheduler(CompositeParamScheduler):
     """Warm up from `warmup_factor * scheduler(0)` to where `scheduler` goes on ("linear"), or stay there ("constant").
-
     warmup_length: a fraction of training; rescale_interval: squeeze the whole scheduler into what is left after the
-    warm-up, instead of cutting its beginning off.
-    """
+    warm-up, instead of cutting its beginning off."""
 
     def __init__(
         self,

@@ -15,8 +15,7 @@ from detectron2.structures import Instances
 
 class _TensorFunction(nn.Module):
     """`model` with tensors in and out, as tracing wants it: `tensors` are those in its (nested) arguments `inputs`,
-    of which everything else is constant. Of the output all tensors are kept.
-    """
+    of which everything else is constant. Of the output all tensors are kept."""
 
     def __init__(self, model: nn.Module, inputs: tuple):
         super().__init__()

@@ -50,8 +50,7 @@ def setup_logger(
     configure_stdout: bool = True,
 ) -> logging.Logger:
     """Logger `name` at DEBUG, to stdout (rank 0) and to `output`: a .txt or .log file, or a folder that gets log.txt
-    (other ranks append ".rank<r>"). Equal arguments act once.
-    """
+    (other ranks append ".rank<r>"). Equal arguments act once."""
     logger = logging.getLogger(name)
     logger.setLevel(logging.DEBUG)
     logger.propagate = enable_propagation

@@ -14,8 +14,7 @@ def _to_cpu(x):
 
 def retry_if_cuda_oom(func: Callable) -> Callable:
     """`func` (free of side effects) that, out of CUDA memory, is run again with an empty cache, then on the CPU, to
-    which direct arguments move and where the result stays.
-    """
+    which direct arguments move and where the result stays."""
 
     @wraps(func)
     def wrapped(*args, **kwargs):

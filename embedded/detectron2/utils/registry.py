@@ -9,9 +9,7 @@ from fvcore.common.registry import Registry as Registry
 
 def locate(name: str) -> object:
     """The object at a dotted path such as "torch.optim.SGD", modules imported as needed. Raises ImportError.
-
-    Where a module hides behind an attribute of its package (torchvision.ops.roi_align), the attribute wins.
-    """
+    Where a module hides behind an attribute of its package (torchvision.ops.roi_align), the attribute wins."""
     parts = name.split(".")
     for n in range(len(parts) + 1):
         path = ".".join(parts[:n]) or "builtins"

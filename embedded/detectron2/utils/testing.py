@@ -40,8 +40,7 @@ def assert_instances_allclose(
     input: Instances, other: Instances, *, rtol: float = 1e-5, msg: str = "", size_as_tensor: bool = False
 ) -> None:
     """Equal image sizes (with or without `size_as_tensor`, tensors too) and fields; floats may differ by rtol of the
-    field's largest magnitude. ValueError for fields without a tensor.
-    """
+    field's largest magnitude. ValueError for fields without a tensor."""
     sizes = [[int(side) for side in x.image_size] for x in (input, other)]
     assert sizes[0] == sizes[1], f"{msg}: image sizes {sizes[0]} and {sizes[1]}"
     names = sorted(input.get_fields())

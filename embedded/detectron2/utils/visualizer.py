@@ -123,7 +123,6 @@ class Visualizer:
         self, *, boxes=None, labels: Sequence[str] | None = None, masks=None, assigned_colors=None, alpha=0.5
     ) -> VisImage:
         """n instances, the larger first so that the smaller stay visible. boxes: Boxes, or (n, 4) XYXY.
-
         masks: BitMasks, PolygonMasks, a tensor (n, H, W), or a list of arrays (H, W), RLE dicts or lists of polygons.
         """
         if boxes is not None:

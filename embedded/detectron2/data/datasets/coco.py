@@ -45,10 +45,8 @@ def load_coco_json(
     json_file: str, image_root: str, dataset_name: str | None = None, extra_annotation_keys: Sequence[str] | None = None
 ) -> list[dict]:
     """Dataset dicts of a COCO instances file, by rising image id.
-
     dataset_name: its metadata get `thing_classes` and `thing_dataset_id_to_contiguous_id`, and category ids become
-    0..K-1 in the order of the file's ids; without it they stay. extra_annotation_keys: kept beside the usual ones.
-    """
+    0..K-1 in the order of the file's ids; without it they stay. extra_annotation_keys: kept beside the usual ones."""
     with PathManager.open(PathManager.get_local_path(json_file)) as f:
         data = json.load(f)
     id_map = None

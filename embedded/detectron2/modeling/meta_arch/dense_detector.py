@@ -94,9 +94,7 @@ class DenseDetector(ImageModel):
 class FocalDetector(DenseDetector):
     """RetinaNet and FCOS: focal loss on every anchor and box loss on the positive ones, both divided by a moving
     average of their number per batch; inference by a threshold, the best of each level, and NMS.
-
-    Subclasses set `anchor_generator` and `prediction_dims`, and implement `_match` and `_scores`.
-    """
+    Subclasses set `anchor_generator` and `prediction_dims`, and implement `_match` and `_scores`."""
 
     initial_loss_normalizer = 100
     prediction_dims: list[int]  # numbers per anchor in each output of the head: logits, deltas, others

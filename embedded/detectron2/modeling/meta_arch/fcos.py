@@ -39,10 +39,8 @@ class FCOS(FocalDetector):
 
     def _match_anchors(self, gt_boxes: Boxes, anchors: list[Boxes]) -> Tensor:
         """Quality (G, R) of every point for every box: 0, or larger the smaller the box.
-
         A point is a candidate if it lies inside the box, near its centre, and if the level's
-        scale fits the distance to the farthest side (sec. 3.2, 3.3).
-        """
+        scale fits the distance to the farthest side (sec. 3.2, 3.3)."""
         points = cat([a.get_centers() for a in anchors])
         strides = cat([a.tensor[:, 2] - a.tensor[:, 0] for a in anchors])
         offset = (points[None] - gt_boxes.get_centers()[:, None]).abs().amax(dim=2)

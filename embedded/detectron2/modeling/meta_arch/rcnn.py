@@ -64,10 +64,8 @@ class GeneralizedRCNN(_ProposalDetector):
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses in training, else what `inference` returns.
-
         batched_inputs: per image a dict with `image` (C, H, W) of 0-255; in training `instances` (gt_boxes,
-        gt_classes and what the heads want); at inference `height` and `width` of the output (default: the image's).
-        """
+        gt_classes and what the heads want); at inference `height` and `width` of the output (default: the image's)."""
         if not self.training:
             return self.inference(batched_inputs)
         images, features, gt_instances, proposals, rpn_losses = self._propose(batched_inputs)

@@ -23,13 +23,11 @@ def find_top_rpn_proposals(
     training: bool,
 ) -> list[Instances]:
     """Per image the best `proposal_boxes` and `objectness_logits` after NMS within each level, sorted by score.
-
     proposals: per level (N, A_l, 4), xyxy in pixels. pred_objectness_logits: per level (N, A_l).
     image_sizes: (h, w) of the images to process, at most N.
     pre_nms_topk: candidates per level and image. post_nms_topk: results per image.
     min_box_size: boxes with a side of at most this many pixels are dropped.
-    training: whether a box or score that is not finite raises FloatingPointError; else it is dropped.
-    """
+    training: whether a box or score that is not finite raises FloatingPointError; else it is dropped."""
     num_images = len(image_sizes)
     boxes, scores, levels = [], [], []
     for level, (level_boxes, logits) in enumerate(zip(proposals, pred_objectness_logits)):

@@ -34,10 +34,8 @@ def build_rpn_head(cfg, input_shape: list[ShapeSpec]) -> nn.Module:
 @RPN_HEAD_REGISTRY.register()
 class StandardRPNHead(nn.Module):
     """3x3 convs with ReLU shared by all levels, then 1x1 convs for logits and deltas.
-
     conv_dims: output channels of the 3x3 convs; -1 keeps the width. One entry gives the state keys `conv.*`, several
-    give `conv.conv0.*`, `conv.conv1.*`, ...
-    """
+    give `conv.conv0.*`, `conv.conv1.*`, ..."""
 
     @configurable
     def __init__(self, *, in_channels: int, num_anchors: int, box_dim: int = 4, conv_dims: Sequence[int] = (-1,)):
@@ -72,11 +70,9 @@ class StandardRPNHead(nn.Module):
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class RPN(nn.Module):
     """Anchors, a head that scores and moves them, their loss, and NMS.
-
     pre_nms_topk, post_nms_topk: (in training, at test); before NMS it counts per level.
     anchor_boundary_thresh: anchors further outside the image than this many pixels are not trained on; negative: all.
-    loss_weight: one for both losses, or by loss name (missing: 1).
-    """
+    loss_weight: one for both losses, or by loss name (missing: 1)."""
 
     @configurable
     def __init__(

@@ -22,9 +22,7 @@ def build_box_head(cfg, input_shape: ShapeSpec) -> nn.Module:
 @ROI_BOX_HEAD_REGISTRY.register()
 class FastRCNNConvFCHead(nn.Sequential):
     """3x3 convs (norm, ReLU), then fully connected layers (ReLU); at least one layer.
-
-    x (R, C, H, W), R may be 0 -> (R, fc_dims[-1]), or (R, conv_dims[-1], H, W) without fc layers.
-    """
+    x (R, C, H, W), R may be 0 -> (R, fc_dims[-1]), or (R, conv_dims[-1], H, W) without fc layers."""
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, conv_dims: Sequence[int], fc_dims: Sequence[int], conv_norm=""):

@@ -32,11 +32,9 @@ def fast_rcnn_inference_single_image(
     boxes: Tensor, scores: Tensor, image_shape, score_thresh: float, nms_thresh: float, topk_per_image: int
 ) -> tuple[Instances, Tensor]:
     """Detections of one image, sorted by score: score > score_thresh, NMS within each class.
-
     boxes: (R, 4K) or, shared by all classes, (R, 4); xyxy in pixels. scores: (R, K + 1).
     image_shape: (h, w), to which boxes are clipped. topk_per_image: negative keeps all.
-    Returns pred_boxes, scores, pred_classes; and each one's row among the finite rows (others are dropped first).
-    """
+    Returns pred_boxes, scores, pred_classes; and each one's row among the finite rows (others are dropped first)."""
     finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
     boxes, scores = boxes[finite].unflatten(1, (-1, 4)), scores[finite, :-1]
     candidate = scores > score_thresh
@@ -67,11 +65,9 @@ def _log_classification_stats(pred_logits: Tensor, gt_classes: Tensor, prefix: s
 
 class FastRCNNOutputLayers(nn.Module):
     """Linear layers `cls_score` (K + 1 logits, background last) and `bbox_pred` (4K deltas, or 4), losses, inference.
-
     input_shape: of one RoI's features; an int means that many channels. test_topk_per_image: negative keeps all.
     loss_weight: one for both losses, or by loss name (missing: 1). use_sigmoid_ce: K sigmoids, no softmax over K + 1.
-    use_fed_loss, get_fed_loss_cls_weights, fed_loss_num_classes: of the federated loss, which is left out here.
-    """
+    use_fed_loss, get_fed_loss_cls_weights, fed_loss_num_classes: of the federated loss, which is left out here."""
 
     @configurable
     def __init__(

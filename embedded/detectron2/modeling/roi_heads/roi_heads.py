@@ -113,10 +113,8 @@ def _pooler_and_shape(section, in_features: Sequence[str], input_shape: dict[str
 @ROI_HEADS_REGISTRY.register()
 class StandardROIHeads(ROIHeads):
     """Box branch and, if `mask_in_features` is given, mask branch, each with its own pooler.
-
     mask_pooler: None hands the features (dict of maps) to the mask head as they are. train_on_pred_boxes: train the
-    mask branch on the box branch's output. kwargs: ROIHeads' arguments.
-    """
+    mask branch on the box branch's output. kwargs: ROIHeads' arguments."""
 
     @configurable
     def __init__(
