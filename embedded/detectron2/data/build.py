@@ -1,5 +1,6 @@
 """Dataset dicts by name, and the loaders that turn them into batches."""
 
+import gc
 import itertools
 import logging
 import operator
@@ -68,7 +69,9 @@ def trivial_batch_collator(batch: list) -> list:
 
 
 def worker_init_reset_seed(worker_id: int) -> None:
-    """torch gives each worker its own seed; pass it on to NumPy and `random`."""
+    """torch gives each worker its own seed; pass it on to NumPy and `random`. What a forked worker has
+    inherited is left out of garbage collection, which would copy all its pages."""
+    gc.freeze()
     seed_all_rng(torch.initial_seed() % 2**31 + worker_id)
 
 
