@@ -119,21 +119,27 @@ def run_processes(main: Callable, args: argparse.Namespace, *main_args) -> None:
     """Call `main(*main_args)` in every process: here, under torchrun, or in processes of our own."""
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _join_torchrun()
-        try:
-            main(*main_args)
-        finally:
-            dist.destroy_process_group()
+        _in_process(main, *main_args)
         return
     if args.num_gpus * args.num_machines > 1:
         check_port(args.dist_url, args.machine_rank)
     launch(
-        main,
+        _in_process,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
-        args=main_args,
+        args=(main, *main_args),
     )
+
+
+def _in_process(main: Callable, *args) -> None:
+    """`main(*args)`; then leave the process group: its threads may abort a process that just exits."""
+    try:
+        main(*args)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _join_torchrun() -> None:

@@ -52,4 +52,8 @@ def _worker(local_rank, distributed, main_func, args):
     if has_gpu:
         torch.cuda.set_device(local_rank)
     comm.synchronize()  # nobody starts before all have arrived
-    main_func(*args)
+    try:
+        main_func(*args)
+    finally:
+        if dist.is_initialized():  # its threads, left alone, may abort the process at its exit
+            dist.destroy_process_group()
