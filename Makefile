@@ -1,5 +1,6 @@
 # make quickstart   train, evaluate and use a small detector, from nothing, in minutes
-# make test         lint and the whole test suite
+# make setup        build the native ops (CUDA kernels too where nvcc is found)
+# make test         build, lint and run the whole test suite
 # VENV=path         run in an environment of yours (nothing is installed into it)
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 RUN ?= output/quickstart
 
-.PHONY: quickstart test lint env clean
+.PHONY: quickstart setup test lint env clean
 
 quickstart: env
 	$(PY) train_net.py --config-file configs/quickstart.py --resume train.output_dir=$(RUN)
@@ -15,7 +16,15 @@ quickstart: env
 		--input datasets/digits/*/val --limit 8 --output $(RUN)/predictions
 	@$(PY) tools/summary.py $(RUN)
 
-test: lint
+# Quiet unless it fails. Only what changed is compiled again.
+setup: env
+	@if command -v $${CXX:-c++} >/dev/null; then \
+		mkdir -p build && echo "building the native ops (log: build/setup.log)" && \
+		{ $(PY) setup.py build_ext --inplace >build/setup.log 2>&1 || { tail -n 60 build/setup.log; exit 1; }; } && \
+		tail -n 1 build/setup.log; \
+	else echo "No C++ compiler: the native ops are not built, set SHARED_OPS=reference to do without"; fi
+
+test: lint setup
 	$(PY) -m pytest -n 2 -q $(PYTEST_ARGS)
 
 lint: env

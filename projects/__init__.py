@@ -4,7 +4,9 @@ from shared import engine
 
 engine.activate()
 
-from shared import predictor  # noqa: E402  registers LazyConfigModel
+from shared import classification, predictor  # noqa: E402  register ImageClassifier and LazyConfigModel
 from shared.data import register_digits  # noqa: E402
+
+from . import LIP, InterNet  # noqa: E402  each registers its parts
 
 register_digits()

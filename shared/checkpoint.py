@@ -7,13 +7,16 @@ format of its model zoo, a plain pickle; here it may hold arrays and plain conta
 import os
 import pickle
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from shared.classification.weights import BackboneWeights, fit_backbone
 from shared.errors import UserError
+from shared.training_only import training_only_prefixes
 
 PICKLE_GLOBALS = {  # what an ndarray, an OrderedDict and old Python 2 pickles need
     ("numpy.core.multiarray", "_reconstruct"),
@@ -80,19 +83,25 @@ class _ArraysOnly(pickle.Unpickler):
 class WeightsCheckpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` that checks the file first and keeps what did not match.
 
+    A classifier's checkpoint and torchvision's ResNets fill the model's backbone, see `fit_backbone`.
     After `load`, `report` is None (nothing loaded) or (matched, missing, unexpected, wrong_shape):
     a count and three lists of names.
     """
 
     report: tuple[int, list[str], list[str], list[str]] | None = None
+    _backbone: BackboneWeights | None = None
 
     def load(self, path: str, *args, **kwargs):
-        self.report = None
+        self.report = self._backbone = None
         if path and comm.is_main_process():
             check_weights_file(path)
         return super().load(path, *args, **kwargs)
 
     def _load_model(self, checkpoint):
+        fitted = fit_backbone(checkpoint["model"], self.model)
+        if fitted is not None:
+            checkpoint["model"] = fitted.weights
+            self._backbone = replace(fitted, weights=dict.fromkeys(fitted.weights))  # the names alone stay
         incompatible = super()._load_model(checkpoint)
         wrong = [row[0] for row in incompatible.incorrect_shapes]
         missing = [k for k in incompatible.missing_keys if not k.endswith(NOT_WEIGHTS)]
@@ -106,6 +115,8 @@ class WeightsCheckpointer(DetectionCheckpointer):
         matched, missing, unexpected, wrong = self.report
         total = matched + len(set(missing) | set(wrong))
         text = f"{matched} of the model's {total} entries matched"
+        if self._backbone is not None:
+            text = f"{self._describe_backbone()}; {text}"
         for what, keys in (
             ("of another shape", wrong),
             ("not in the file", [k for k in missing if k not in wrong]),
@@ -115,11 +126,26 @@ class WeightsCheckpointer(DetectionCheckpointer):
                 text += f"; {len(keys)} {what} ({_some(keys)})"
         return text
 
-    def require(self, path: str, every: bool) -> None:
-        """UserError unless something matched; with `every`, unless every entry of the model did."""
+    def _describe_backbone(self) -> str:
+        """One clause: how many of the backbone's entries matched, and what of the file has no place here."""
+        source, prefix = self._backbone.source, self._backbone.prefix
+        entries = [k for k in self.model.state_dict() if k.startswith(prefix)]
+        absent = [k for k in entries if k not in self._backbone.weights or k in self.report[3]]
+        text = f"{source}: {len(entries) - len(absent)} of {len(entries)} backbone entries matched ({prefix}*)"
+        text += f", not in it: {_some(absent)}" if absent else ""
+        return text + (f", its head is unused ({_some(self._backbone.unused)})" if self._backbone.unused else "")
+
+    def require(self, path: str, every: bool, inference: bool = False) -> None:
+        """UserError unless something matched; with `every`, unless every entry of the model did.
+
+        For `inference` what training alone needs may be absent, see tools/strip_checkpoint.py.
+        """
         if self.report is None:
             return
         matched, missing, _, wrong = self.report
+        if inference:
+            spare = tuple(training_only_prefixes(self.model))
+            missing = [k for k in missing if not k.startswith(spare)]
         if matched == 0 or (every and (missing or wrong)):
             raise UserError(f"Weights {path!r} are of another architecture than the config's model: {self.describe()}.")
 

@@ -5,7 +5,7 @@ a CfgNode. A LazyConfig is Python code: load only files that you would run.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,10 +14,18 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg
 from shared.errors import UserError, nearest
 
 CFGNODE_KEYS = {"VERSION", "_BASE_", *get_cfg()}
+_PROJECT_CONFIGS: list[Callable[[CfgNode], None]] = []
+
+
+def register_project_config(add: Callable[[CfgNode], None]) -> Callable[[CfgNode], None]:
+    """Have `get_collection_cfg()` call `add(cfg)`, which adds a project's keys. Usable as a decorator."""
+    if add not in _PROJECT_CONFIGS:
+        _PROJECT_CONFIGS.append(add)
+    return add
 
 
 def add_collection_config(cfg: CfgNode) -> None:
-    """The collection's own keys of the CfgNode route, with their defaults."""
+    """The collection's own keys of the CfgNode route and those of its projects, with their defaults."""
     # Upper bound of the L2 norm over all gradients together; 0 is off. See shared.solver.
     cfg.SOLVER.CLIP_GRADIENTS.GLOBAL_NORM = 0.0
     # Own data in COCO's format, registered by register_coco_set when set.
@@ -27,6 +35,8 @@ def add_collection_config(cfg: CfgNode) -> None:
     cfg.DATASETS.CLASS_NAMES = []  # of the trained model; filled by train_net.py
     # Text of a LazyConfig's model; see shared.predictor.
     cfg.MODEL.LAZY = CfgNode({"YAML": ""})
+    for add in _PROJECT_CONFIGS:
+        add(cfg)
 
 
 def get_collection_cfg() -> CfgNode:

@@ -57,6 +57,10 @@ def predictor_cfg(
             config.yaml, else those of a test set that is registered. They become the metadata of
             DATASETS.TEST[0], where DefaultPredictor looks.
     """
+    if "augmentations" not in lazy.dataloader.test.mapper:
+        raise UserError(
+            "DefaultPredictor and tools/predict.py are for detectors: a classifier is run by train_net.py --eval-only."
+        )
     cfg = get_collection_cfg()
     cfg.MODEL.META_ARCHITECTURE = "LazyConfigModel"
     cfg.MODEL.WEIGHTS = weights or lazy.train.init_checkpoint

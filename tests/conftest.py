@@ -43,7 +43,7 @@ def loggers_as_found():
 
     `setup_logger` remembers the folders it has opened: it forgets them, as their handlers are gone.
     """
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "shared")]
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "shared", "projects")]
     before = [(log.level, log.propagate, list(log.handlers)) for log in loggers]
     for log in loggers:
         log.propagate = True

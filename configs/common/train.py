@@ -23,5 +23,6 @@ train = OmegaConf.merge(
         cudnn_benchmark=False,
         float32_precision="",  # "highest", "high" or "medium"; "" leaves torch's setting
         clip_grad_norm=None,  # upper bound of the norm over all gradients together
+        ema=dict(enabled=False, decay=0.9999),  # average of the weights: evaluated, and saved as the model
     ),
 )

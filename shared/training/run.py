@@ -21,6 +21,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDete
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.registry import locate
+from shared.classification import ClassificationEvaluator, ImageClassifier
 from shared.data.coco_sets import register_coco_set, require_masks
 from shared.data.named_errors import NamedErrors
 from shared.errors import UserError, nearest
@@ -34,7 +35,7 @@ class LazyRun:
 
     Attributes: output_dir, weights, max_iter, device, seed (below 0: random), cudnn_benchmark,
     float32_precision, eval_period, log_period, checkpoint_period, max_to_keep (None keeps all),
-    amp (bool), ddp (keyword arguments of create_ddp_model), device_key.
+    amp (bool), ddp (keyword arguments of create_ddp_model), ema_decay (None: no average), device_key.
     """
 
     device_key = "train.device"
@@ -55,10 +56,17 @@ class LazyRun:
         self.max_to_keep = train.checkpointer.get("max_to_keep")
         self.amp = train.amp.enabled
         self.ddp = dict(train.ddp)
+        ema = train.get("ema")
+        self.ema_decay = ema.decay if ema and ema.enabled else None
 
     def use_own_data(self, train_json: str, train_images: str, val_json: str, val_images: str):
         """Point the data at COCO-format files, and class counts at what they hold."""
         data = self.cfg.dataloader
+        if _target(data.evaluator) is ClassificationEvaluator:
+            raise UserError(
+                "--train-json and the like are for detectors; classifiers read folders: set "
+                "dataloader.train.dataset.names.root and dataloader.test.dataset.names.root of an ImageNet config."
+            )
         for part, json_file, images in ((data.train, train_json, train_images), (data.test, val_json, val_images)):
             part.dataset = OmegaConf.create(
                 {**part.dataset, "names": _lazy_coco_set(json_file, images)}, flags={"allow_objects": True}
@@ -84,9 +92,17 @@ class LazyRun:
         if missing := sorted(OmegaConf.missing_keys(self.cfg)):
             raise UserError(f"The config leaves {', '.join(missing)} to you: add {missing[0]}=VALUE.")
         names = self._class_names(self.cfg.dataloader.train.dataset)
-        self._class_names(self.cfg.dataloader.test.dataset)
-        for node, key in _class_counts(self.cfg.model):
-            if names and node[key] != len(names):
+        tested = self._class_names(self.cfg.dataloader.test.dataset)
+        if _target(self.cfg.dataloader.evaluator) is ClassificationEvaluator and tested != names:
+            odd = sorted(set(names) ^ set(tested))
+            raise UserError(
+                f"Training and test data have different classes ({', '.join(odd[:5])} in one of them only): make the "
+                f"folders below dataloader.train.dataset.names.root and dataloader.test.dataset.names.root agree."
+            )
+        for node, key in list(_class_counts(self.cfg.model)):
+            if node[key] is None:
+                node[key] = len(names)
+            elif names and node[key] != len(names):
                 _contradiction(node._get_full_key(key), node[key], names)
         self.cfg.train.class_names = names
         return names
@@ -130,6 +146,8 @@ class CfgRun:
     device_key = "MODEL.DEVICE"
 
     def __init__(self, cfg: CfgNode):
+        if cfg.MODEL.META_ARCHITECTURE == ImageClassifier.__name__:
+            raise UserError("An ImageClassifier is trained from a LazyConfig: take one of configs/classification.")
         self.cfg = cfg
         self.output_dir = cfg.OUTPUT_DIR
         self.weights = cfg.MODEL.WEIGHTS
@@ -144,6 +162,7 @@ class CfgRun:
         self.max_to_keep = None
         self.amp = cfg.SOLVER.AMP.ENABLED
         self.ddp = {"broadcast_buffers": False}
+        self.ema_decay = None
 
     def use_own_data(self, train_json: str, train_images: str, val_json: str, val_images: str):
         own = self.cfg.DATASETS.OWN
@@ -237,10 +256,10 @@ def _named_data_errors(names) -> Iterator[None]:
 
 
 def _class_counts(node: DictConfig) -> Iterator[tuple[DictConfig, str]]:
-    """(node, "num_classes") wherever a model's part, its backbone apart, states a count itself."""
+    """(node, "num_classes") wherever a model's part, its backbone apart, states a count or leaves it to the data."""
     for key in node:
         child = node._get_node(key)
-        if key == "num_classes" and not child._is_interpolation() and isinstance(node[key], int):
+        if key == "num_classes" and not child._is_interpolation() and isinstance(node[key], int | None):
             yield node, key
         elif key != "backbone" and isinstance(child, DictConfig) and not child._is_interpolation():
             yield from _class_counts(child)

@@ -26,6 +26,7 @@ EPILOG = """\
 examples:
   train_net.py --config-file configs/quickstart.py
   train_net.py --config-file configs/quickstart.py --eval-only train.init_checkpoint=output/model_final.pth
+  train_net.py --config-file configs/classification/digits_resnet.py
   train_net.py --config-file configs/baselines/faster_rcnn_r50_fpn_1x.py --num-gpus 8
   train_net.py --config-file configs/quickstart.py --train-json a.json --train-images a/ \\
       --val-json b.json --val-images b/ train.output_dir=runs/own
@@ -178,8 +179,8 @@ def start_log(run: Run, folder: str, config_file: str) -> None:
     """Log to the screen and `folder`, write `config.yaml` there, seed every generator."""
     rank = comm.get_rank()
     os.makedirs(folder, exist_ok=True)
-    setup_logger(folder, distributed_rank=rank, name="fvcore")
-    setup_logger(folder, distributed_rank=rank, name="shared")
+    for name in ("fvcore", "shared", "projects"):
+        setup_logger(folder, distributed_rank=rank, name=name)
     logger = setup_logger(folder, distributed_rank=rank)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_not_a_user_error)
     logger.info("Engine:\n%s", engine.describe())

@@ -1,0 +1,5 @@
+"""InterNet, Table 1 (d) biased: three terms."""
+
+from .internet_r101_fpn_800_d_ot import dataloader, lr_multiplier, model, optimizer, train
+
+model.roi_heads.intertwiner.transport.loss = "ot_debiased"

@@ -1,0 +1,6 @@
+"""InterNet, Table 2b: KL."""
+
+from .internet_r50_fpn_512 import dataloader, lr_multiplier, model, optimizer, train
+
+model.roi_heads.intertwiner.update(loss="kl", loss_weight=1.0)
+model.roi_heads.critic.activation = "softmax"

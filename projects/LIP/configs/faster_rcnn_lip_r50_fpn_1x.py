@@ -1,0 +1,16 @@
+"""Faster R-CNN, LIP-R-50-FPN, 1x: the baseline. The other faster_rcnn configs state what they change.
+
+Schedule, boxes and losses are those of configs/baselines; the authors trained in mmdetection (see the README).
+"""
+
+from ....configs.baselines.faster_rcnn_r50_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
+from ....configs.common.data.constants import constants
+from .common.lip_resnet import bottom_up
+
+model.backbone.bottom_up = bottom_up
+model.pixel_mean = constants.imagenet_rgb256_mean
+model.pixel_std = constants.imagenet_rgb256_std
+model.input_format = "RGB"
+dataloader.train.mapper.image_format = "RGB"
+train.init_checkpoint = "lip_resnet50.pth"  # made by tools/convert_lip_checkpoint.py
+del bottom_up, constants

@@ -1,0 +1,32 @@
+"""Where tools write: never over something that is there."""
+
+from pathlib import Path
+
+from shared.errors import UserError
+
+
+def new_file(path: str) -> Path:
+    """`path`, its folder made; UserError where something lies there already (an empty file apart)."""
+    file = Path(path)
+    if file.is_dir():
+        raise UserError(f"--output {path} is a folder: name a file.")
+    if file.exists() and file.stat().st_size:
+        raise UserError(f"--output {path} exists already: name another file, or delete it.")
+    _make(file.parent)
+    return file
+
+
+def new_folder(path: str) -> Path:
+    """`path`, made; UserError where it is a file or a folder with something in it."""
+    folder = Path(path)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--output {path} holds something already: name another folder, or empty it.")
+    _make(folder)
+    return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--output: folder {folder} cannot be made: {e.strerror}.") from e
