@@ -1,0 +1,5 @@
+"""ResNet-50-DEPLA, adaptive, on ImageNet with C' = 128, standard recipe: the reading near the paper's FLOPs."""
+
+from .depla_resnet50_adaptive_imagenet_100e import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.depla.mid_channels = 128

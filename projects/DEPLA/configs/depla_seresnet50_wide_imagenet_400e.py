@@ -1,0 +1,5 @@
+"""SEResNet-50-DEPLA on ImageNet with C' = 128, better recipe: the reading that comes near the paper's FLOPs."""
+
+from .depla_seresnet50_imagenet_400e import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.depla.mid_channels = 128
