@@ -24,8 +24,10 @@ setup: env
 		tail -n 1 build/setup.log; \
 	else echo "No C++ compiler: the native ops are not built, set SHARED_OPS=reference to do without"; fi
 
+# Without a build the tests of the kernels are skipped and the rest runs in plain PyTorch.
 test: lint setup
-	$(PY) -m pytest -n 2 -q $(PYTEST_ARGS)
+	@[ -e shared/ops/build.json ] || export SHARED_OPS=reference; \
+	set -x; $(PY) -m pytest -n 2 -q $(PYTEST_ARGS)
 
 lint: env
 	$(PY) -m ruff check .

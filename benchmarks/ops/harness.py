@@ -109,8 +109,9 @@ def peak_of(device: torch.device, function: Callable, *args) -> tuple[object, in
 
 
 def peak_memory(case: Case, function: Callable) -> tuple[int, int]:
-    """Peak of a forward and backward pass, and bytes of its results."""
-    (out, grads, _, _), peak = peak_of(case.inputs[0].device, run_once, case, function, None)
+    """Peak of a forward and backward pass, the gradient from above not counted, and bytes of its results."""
+    weight = torch.ones_like(run_once(case, function, None)[0])
+    (out, grads, _, _), peak = peak_of(case.inputs[0].device, run_once, case, function, weight)
     return peak, sum(t.numel() * t.element_size() for t in [out, *grads])
 
 

@@ -9,7 +9,7 @@ from .buffer import ClassBuffer
 from .intertwiner import GENERATED, FeatureIntertwiner
 from .pooler import InterNetROIPooler
 from .transport import ScaleOT
-from .units import Critic, MakeUp, norm_of
+from .units import Critic, MakeUp
 
 
 def _shapes(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> list[ShapeSpec]:
@@ -134,5 +134,5 @@ def _make_transport(node: CfgNode, channels: int) -> ScaleOT:
         critic_mode=ot.CRITIC_MODE,
         backprop_plan=ot.BACKPROP_PLAN,
         log_domain=ot.LOG_DOMAIN,
-        norm=norm_of(node.NORM),
+        norm=node.NORM,
     )

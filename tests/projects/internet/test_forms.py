@@ -97,6 +97,15 @@ FORMS = {
         },
     ),
     "OT": ({"INTERNET__LARGE_SOURCE": "d"}, {"intertwiner": {"large_source": "d"}, "transport": {"loss": "ot"}}),
+    "OT, affine": (
+        {"INTERNET__LARGE_SOURCE": "d", "INTERNET__NORM": "affine"},
+        {
+            "makeup": {"norm": "affine"},
+            "critic": {"norm": "affine"},
+            "intertwiner": {"large_source": "d"},
+            "transport": {"loss": "ot", "norm": "affine"},
+        },
+    ),
     "no norm, KL, window, neural and not detached, supervised": (
         {
             "INTERNET__NORM": "",
