@@ -4,6 +4,7 @@ from .assign import LevelAssigner
 from .box_head import InterNetConvFCHead
 from .buffer import ClassBuffer
 from .cascade import InterNetCascadeROIHeads
+from .classifier import StageAlignedClassifier
 from .config import add_internet_config
 from .intertwiner import FeatureIntertwiner
 from .pooler import InterNetROIPooler

@@ -120,8 +120,11 @@ class ImageClassifier(nn.Module):
 
     def classify(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) -> logits (N, K)."""
-        features = self.backbone(images)[self.in_feature]
-        return self.fc(self.dropout(features.mean(dim=(2, 3))))
+        return self.head(self.backbone(images))
+
+    def head(self, features: dict[str, Tensor]) -> Tensor:
+        """The backbone's maps -> logits (N, K)."""
+        return self.fc(self.dropout(features[self.in_feature].mean(dim=(2, 3))))
 
     def loss(self, logits: Tensor, batched_inputs: list[dict]) -> Tensor:
         """Cross entropy (nats), mean over the images."""
