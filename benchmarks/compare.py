@@ -5,8 +5,9 @@
         [--output table.md] [--metrics AP AP50 APs] [--jobs 2] [--title TEXT] -- [arguments of train_net.py]
 
 Every run is `train_net.py --config-file ... train.seed=SEED train.output_dir=RUNS/ARM/SEED`; what stands after `--`
-goes to all of them. Finished runs are kept and unfinished ones resumed: the command can be repeated. The table gives
-mean and sample standard deviation over the seeds, and the difference to the first arm, paired by seed.
+goes to all of them, and `{seed}` in an argument becomes the run's seed (to start from a checkpoint of the same seed).
+Finished runs are kept and unfinished ones resumed: the command can be repeated. The table gives mean and sample
+standard deviation over the seeds, and the difference to the first arm, paired by seed.
 """
 
 import argparse
@@ -51,6 +52,7 @@ def train(arguments: list[str], common: list[str], folder: Path, seed: int, thre
     done = folder / "done"
     if not done.exists():
         command = [sys.executable, str(ROOT / "train_net.py"), *arguments, *common]
+        command = [argument.replace("{seed}", str(seed)) for argument in command]
         command += [f"train.output_dir={folder}", f"train.seed={seed}"]
         command += ["--resume"] if (folder / "config.yaml").exists() else []
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""Every detector config of the projects trains a step and detects, also on an image without objects.
+"""Every detector config of the projects trains a step and detects, also on an image without objects; so do the digits'
+classifiers.
 
 Backbones become a ResNet-18 (or the config's own small one) and images 96 px: everything else is the config's.
 """
@@ -17,6 +18,7 @@ from tests.paths import ROOT
 from tests.projects.test_configs import CONFIGS
 
 CLASSIFIERS = ("imagenet", "cifar10", "digits")
+DIGITS = [c for c in CONFIGS if "digits" in c]
 DETECTORS = [c for c in CONFIGS if c.startswith("projects/") and not any(name in c for name in CLASSIFIERS)]
 # at another size the same model
 TWICE = [c for c in DETECTORS if "_800" in c and c.replace("_800", "_512") in DETECTORS]
@@ -76,3 +78,21 @@ def test_trains_a_step_and_detects(config):
     for output in outputs:
         found = output["instances"]
         assert found.image_size == (50, 70) and torch.isfinite(found.pred_boxes.tensor).all()
+
+
+@pytest.mark.parametrize("config", DIGITS)
+def test_classifier_of_digits_trains_a_step_and_classifies(config):
+    torch.manual_seed(0)
+    cfg = load_config(str(ROOT / config))
+    (size,) = {t.size for t in cfg.dataloader.test.mapper.transforms if "size" in t}
+    images = torch.randint(0, 256, (4, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    batch = [{"image": image, "label": i} for i, image in enumerate(images)]
+    model = instantiate(cfg.model)
+    with EventStorage():
+        losses = model(batch)
+    assert all(torch.isfinite(loss) for loss in losses.values()), losses
+    sum(losses.values()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    model.eval()
+    with torch.no_grad():
+        assert [output["scores"].shape for output in model(batch)] == [(10,)] * 4

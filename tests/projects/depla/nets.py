@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detectron2.structures import BitMasks, Boxes, Instances
 from projects.DEPLA.depla import DEPLA, DEPLASpec
 
 L, C, D = 3, 5, 2  # RoI groups, channel groups, maps a group
@@ -58,19 +57,3 @@ def by_hand(depla: DEPLA, x: Tensor, y: Tensor) -> Tensor:
 
 def images(n=2, height=64, width=96, seed=0) -> Tensor:
     return torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def detection_batch(masks: bool, boxes: int = 2) -> list[dict]:
-    """Two images of 64 x 96 and 96 x 64 with `boxes` objects of classes 0, 1, ... each."""
-    batch = []
-    for i, (h, w) in enumerate(((64, 96), (96, 64))):
-        rng = torch.Generator().manual_seed(i)
-        truth = Instances((h, w))
-        corners = torch.rand(boxes, 2, generator=rng) * 30
-        truth.gt_boxes = Boxes(torch.cat([corners, corners + 12 + 16 * torch.rand(boxes, 2, generator=rng)], 1))
-        truth.gt_classes = torch.arange(boxes)
-        if masks:
-            truth.gt_masks = BitMasks(torch.ones(boxes, h, w, dtype=torch.bool))
-        image = torch.randint(0, 256, (3, h, w), generator=rng, dtype=torch.uint8)
-        batch.append({"image": image, "height": h, "width": w, "instances": truth})
-    return batch

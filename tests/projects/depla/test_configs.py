@@ -1,21 +1,16 @@
-"""DEPLA's configs: both kinds build the same model, every switch in both, the recipes, a training and a test step."""
+"""DEPLA's configs: both kinds build the same model, every switch in both, the recipes."""
 
 import pytest
 import torch
 
-from detectron2.config import CfgNode, instantiate
-from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from detectron2.modeling import build_backbone, build_model
-from detectron2.utils.events import EventStorage
 from projects.DEPLA import DEPLA, DEPLASpec
 from projects.DEPLA.config import spec_of
 from projects.DEPLA.fpn import FPN_SPEC
 from shared.config import get_collection_cfg, load_config
 from shared.modeling.fishnet import FEATURES
-from shared.modeling.resnet import resnet_stages
-from shared.training.run import make_run
 from tests.paths import ROOT
-from tests.projects.depla.nets import detection_batch
 
 FOLDER = ROOT / "projects/DEPLA/configs"
 NAMES = sorted(p.name for p in FOLDER.iterdir() if p.suffix in (".py", ".yaml"))
@@ -211,73 +206,3 @@ def test_detection_recipes():
     assert temperatures == {"": 0.5, "_t0.2": 0.2, "_t1.0": 1.0}
     literal = load("mask_rcnn_r50_depla_fpn_literal_1x.py").model.backbone.depla
     assert not literal.keep_sum and not literal.area_scale
-
-
-def shrink(cfg):
-    """The config on the CPU with few RoIs; its ResNet-50, if it has one, a ResNet-18; norms as BN."""
-    if isinstance(cfg, CfgNode):
-        cfg.MODEL.DEVICE, cfg.MODEL.FISHNET.DEPTH, cfg.MODEL.FISHNET.WIDTH, cfg.MODEL.FISHNET.NORM = "cpu", 99, 16, "BN"
-        cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.NORM = 18, 64, "BN"
-        cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
-        cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
-        return cfg
-    cfg.train.device = "cpu"
-    bottom_up = cfg.model.backbone.bottom_up
-    if "aggregation" in bottom_up:
-        bottom_up.update(depth=99, width=16, norm="BN")
-    elif "depth" in bottom_up.get("stages", {}):
-        bottom_up.stages = L(resnet_stages)(depth=18, res2_channels=64, norm="BN")
-    cfg.model.proposal_generator.post_nms_topk = (20, 20)
-    cfg.model.roi_heads.batch_size_per_image = 16
-    return cfg
-
-
-def steps(run, batch):
-    """One training step, then one evaluation step; returns (losses, outputs, parameters without gradient)."""
-    torch.manual_seed(0)
-    model = run.build_model()
-    optimizer = run.build_optimizer(model)
-    with EventStorage():
-        losses = model(batch)
-    sum(losses.values()).backward()
-    without = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        outputs = model(batch)
-    return losses, outputs, without
-
-
-# the others differ from these by numbers
-DISTINCT = (
-    "faster_rcnn_depla_quick.py",
-    "faster_rcnn_depla_fishnet_quick.py",
-    "mask_rcnn_r50_depla_fpn_1x.yaml",
-    "mask_rcnn_r50_depla_fpn_masked_1x.py",
-    "faster_rcnn_depla_fishnet150_fpn_24e.yaml",
-)
-STEPS = [
-    pytest.param(n, b, marks=() if n in DISTINCT and (b or "quick" in n) else pytest.mark.slow)
-    for n in DETECTION
-    for b in (2, 0)
-]
-
-
-@pytest.mark.parametrize("name, boxes", STEPS)
-def test_trains_and_evaluates(name, boxes):
-    """On images with boxes and without."""
-    losses, outputs, without = steps(make_run(shrink(load(name))), detection_batch("mask_rcnn" in name, boxes))
-    assert losses and all(loss.isfinite() for loss in losses.values())
-    assert without == []
-    assert [o["instances"].image_size for o in outputs] == [(64, 96), (96, 64)]
-
-
-@pytest.mark.parametrize("name", ["depla_resnet_digits.py", "depla_fishnet_digits.py"])
-def test_digits_configs_train_and_evaluate(name):
-    rng = torch.Generator().manual_seed(0)
-    batch = [
-        {"image": torch.randint(0, 256, (3, 32, 32), generator=rng, dtype=torch.uint8), "label": i} for i in range(4)
-    ]
-    losses, outputs, without = steps(make_run(load(name)), batch)
-    assert losses["loss_cls"].isfinite() and without == []
-    assert [o["scores"].shape for o in outputs] == [(10,)] * 4

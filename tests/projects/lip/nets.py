@@ -1,10 +1,9 @@
-"""Small networks and batches for the tests of LIP."""
+"""Small networks for the tests of LIP."""
 
 import torch
 
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
-from detectron2.structures import BitMasks, Boxes, Instances
 from projects.LIP.pooling import Pooling
 from projects.LIP.resnet import LIPBottleneckBlock, LIPStem, lip_resnet
 
@@ -30,19 +29,3 @@ def three_blocks(num_classes: int | None = None, **pooling) -> ResNet:
 
 def images(n: int = 2, height: int = 64, width: int = 96, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def detection_batch(masks: bool, boxes: int = 2) -> list[dict]:
-    """Two images of 64 x 96 and 96 x 64 with `boxes` objects of classes 0, 1, ... each."""
-    batch = []
-    for i, (h, w) in enumerate(((64, 96), (96, 64))):
-        rng = torch.Generator().manual_seed(i)
-        truth = Instances((h, w))
-        corners = torch.rand(boxes, 2, generator=rng) * 30
-        truth.gt_boxes = Boxes(torch.cat([corners, corners + 12 + 16 * torch.rand(boxes, 2, generator=rng)], 1))
-        truth.gt_classes = torch.arange(boxes)
-        if masks:
-            truth.gt_masks = BitMasks(torch.ones(boxes, h, w, dtype=torch.bool))
-        image = torch.randint(0, 256, (3, h, w), generator=rng, dtype=torch.uint8)
-        batch.append({"image": image, "height": h, "width": w, "instances": truth})
-    return batch
