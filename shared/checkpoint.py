@@ -126,6 +126,16 @@ class WeightsCheckpointer(DetectionCheckpointer):
                 text += f"; {len(keys)} {what} ({_some(keys)})"
         return text
 
+    def begin_new_run(self) -> None:
+        """Training begins, not resumed, with what has been loaded: let the model take over further weights.
+
+        A model may have a method `after_initial_weights(unfilled)`, with the names of its entries that no file has
+        filled yet.
+        """
+        if hasattr(self.model, "after_initial_weights"):
+            _, missing, _, wrong = self.report or (0, list(self.model.state_dict()), [], [])
+            self.model.after_initial_weights({*missing, *wrong})
+
     def _describe_backbone(self) -> str:
         """One clause: how many of the backbone's entries matched, and what of the file has no place here."""
         source, prefix = self._backbone.source, self._backbone.prefix

@@ -46,6 +46,13 @@ def _with_warmup(scheduler, max_iter, warmup_iters, warmup_factor):
     )
 
 
+def iterations(max_iter: int, share: float) -> int:
+    """Steps in `share` of a run: a phase with `max_iter=${train.max_iter}` keeps its place at any length."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"iterations: share must be in [0, 1], got {share}.")
+    return round(share * max_iter)
+
+
 def clip_global_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.optim.Optimizer:
     """Make `optimizer.step` first scale all gradients together to an L2 norm of at most `max_norm`.
 

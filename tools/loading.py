@@ -9,10 +9,10 @@ from shared.training.run import Run, make_run
 from shared.training.setup import check_device
 
 
-def load_trained(config_file: str, weights: str, opts: list[str]) -> tuple[Run, nn.Module]:
+def load_trained(config_file: str, weights: str, opts: list[str], inference: bool = True) -> tuple[Run, nn.Module]:
     """The run that `config_file` describes, its data registered, and its model with `weights` (default: the config's).
 
-    UserError unless every entry that inference needs is in the file.
+    UserError unless every entry that inference needs (every one, without `inference`) is in the file.
     """
     run = make_run(load_config(config_file, opts))
     run.register_data()
@@ -23,5 +23,5 @@ def load_trained(config_file: str, weights: str, opts: list[str]) -> tuple[Run, 
     model = run.build_model()
     checkpointer = WeightsCheckpointer(model)
     checkpointer.load(weights, checkpointables=[])
-    checkpointer.require(weights, every=True, inference=True)
+    checkpointer.require(weights, every=True, inference=inference)
     return run, model

@@ -5,6 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from shared.modeling.fishnet import FishNet
+from shared.modeling.fpn import build_fpn
 
 from .config import spec_of
 from .fpn import DEPLAFPN
@@ -61,28 +62,16 @@ def build_fishnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FishNet:
     )
 
 
-def _fpn_arguments(cfg: CfgNode, bottom_up: Backbone) -> dict:
-    fpn = cfg.MODEL.FPN
-    return {
-        "bottom_up": bottom_up,
-        "in_features": fpn.IN_FEATURES,
-        "out_channels": fpn.OUT_CHANNELS,
-        "norm": fpn.NORM,
-        "top_block": LastLevelMaxPool(),
-        "fuse_type": fpn.FUSE_TYPE,
-    }
-
-
 def _with_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    return FPN(**_fpn_arguments(cfg, bottom_up))
+    return build_fpn(cfg, bottom_up, LastLevelMaxPool())
 
 
-def _with_depla_fpn(cfg: CfgNode, bottom_up: Backbone) -> DEPLAFPN:
-    return DEPLAFPN(**_fpn_arguments(cfg, bottom_up), depla=spec_of(cfg.MODEL.DEPLA_FPN))
+def _with_depla_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
+    return build_fpn(cfg, bottom_up, LastLevelMaxPool(), DEPLAFPN, depla=spec_of(cfg.MODEL.DEPLA_FPN))
 
 
 @BACKBONE_REGISTRY.register()
-def build_depla_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DEPLAFPN:
+def build_depla_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Detectron2's ResNet, FPN-DEPLA and p6: the paper's detector of Table 4."""
     return _with_depla_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
@@ -94,7 +83,7 @@ def build_depla_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
 
 
 @BACKBONE_REGISTRY.register()
-def build_depla_resnet_depla_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DEPLAFPN:
+def build_depla_resnet_depla_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """DEPLA-ResNet, FPN-DEPLA and p6: both sites at once."""
     return _with_depla_fpn(cfg, build_depla_resnet_backbone(cfg, input_shape))
 
@@ -106,6 +95,6 @@ def build_fishnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 @BACKBONE_REGISTRY.register()
-def build_fishnet_depla_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DEPLAFPN:
+def build_fishnet_depla_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """FishNet, FPN-DEPLA and p6."""
     return _with_depla_fpn(cfg, build_fishnet_backbone(cfg, input_shape))

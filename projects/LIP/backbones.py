@@ -1,11 +1,10 @@
 """The registered backbones: LIP-ResNet and LIP-DenseNet, alone and with a feature pyramid."""
 
-from torch import nn
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone, ResNet
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from shared.modeling.fpn import build_fpn
 
 from .config import pooling_of
 from .densenet import DenseNet
@@ -54,17 +53,10 @@ def build_lip_densenet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DenseNe
     )
 
 
-def _with_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
-    fpn = cfg.MODEL.FPN
-    return FPN(
-        bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, top_block=top_block, fuse_type=fpn.FUSE_TYPE
-    )
-
-
 @BACKBONE_REGISTRY.register()
 def build_lip_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """LIP-ResNet, FPN and p6: for Faster and Mask R-CNN."""
-    return _with_fpn(cfg, build_lip_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+    return build_fpn(cfg, build_lip_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -72,10 +64,10 @@ def build_lip_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec
     """LIP-ResNet, FPN, p6 and p7 (from res5): for RetinaNet."""
     bottom_up = build_lip_resnet_backbone(cfg, input_shape)
     top_block = LastLevelP6P7(bottom_up.output_shape()["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
-    return _with_fpn(cfg, bottom_up, top_block)
+    return build_fpn(cfg, bottom_up, top_block)
 
 
 @BACKBONE_REGISTRY.register()
 def build_lip_densenet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """LIP-DenseNet-121, FPN and p6: for Faster and Mask R-CNN."""
-    return _with_fpn(cfg, build_lip_densenet_backbone(cfg, input_shape), LastLevelMaxPool())
+    return build_fpn(cfg, build_lip_densenet_backbone(cfg, input_shape), LastLevelMaxPool())

@@ -1,4 +1,4 @@
-"""Where a file's backbone belongs in a model: classifiers' checkpoints and torchvision's ResNets.
+"""Where a file's backbone belongs in a model: classifiers' checkpoints, torchvision's ResNets and its MobileNetV2.
 
 Names are changed by prefix alone, so that any backbone finds its place in a detector that has the same one.
 """
@@ -17,7 +17,7 @@ from shared.classification.model import ImageClassifier
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIER, TORCHVISION = "a classifier", "a torchvision ResNet"
+CLASSIFIER, TORCHVISION, MOBILENET = "a classifier", "a torchvision ResNet", "a torchvision MobileNetV2"
 BACKBONE, HEAD = "backbone.", "fc."  # of ImageClassifier; torchvision's head has the same name
 _COUNTER = "num_batches_tracked"  # batch norm's; frozen batch norm has none
 _TORCHVISION_RENAMES = (  # (regular expression, replacement), the first that matches
@@ -31,13 +31,15 @@ _TORCHVISION_RENAMES = (  # (regular expression, replacement), the first that ma
 
 
 _TORCHVISION_NAME = re.compile(r"(conv1|bn1|fc|layer\d\.\d+\.(conv\d|bn\d|downsample\.[01]))\.\w+")
+_MOBILENET_NAME = re.compile(r"(features\.\d+\.(conv\.)?\d+(\.\d+)?|classifier\.1)\.\w+")
+_MOBILENET_HEAD = ("features.18.", "classifier.")  # what shared.modeling.mobilenet leaves out
 
 
 @dataclass(frozen=True)
 class BackboneWeights:
     """A file's weights under a model's names.
 
-    Attributes: source, CLASSIFIER or TORCHVISION; weights, {name in the model: value}; prefix, where the
+    Attributes: source, CLASSIFIER, TORCHVISION or MOBILENET; weights, {name in the model: value}; prefix, where the
     backbone lies in the model, "backbone.bottom_up." for example; unused, what the file holds besides, where
     the model is no classifier.
     """
@@ -64,7 +66,7 @@ def torchvision_to_detectron2(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fit_backbone(state_dict: Mapping[str, Any], model: nn.Module) -> BackboneWeights | None:
-    """The weights of a classifier or of a torchvision ResNet under `model`'s names; None for any other file.
+    """The weights of a classifier, or of torchvision's, under `model`'s names; None for any other file.
 
     The backbone goes to the `Backbone` of the model that shares most names with it, the outermost of equals: a
     detector's FPN has one inside.
@@ -92,6 +94,9 @@ def _split(state_dict: Mapping[str, Any]) -> tuple[str | None, dict, dict]:
         renamed = torchvision_to_detectron2(state_dict)
         head = {k: v for k, v in renamed.items() if k.startswith(HEAD)}
         return TORCHVISION, {k: v for k, v in renamed.items() if k not in head}, head
+    if "features.1.conv.0.0.weight" in state_dict and all(map(_MOBILENET_NAME.fullmatch, state_dict)):
+        head = {k: v for k, v in state_dict.items() if k.startswith(_MOBILENET_HEAD)}
+        return MOBILENET, {k: v for k, v in state_dict.items() if k not in head}, head
     head = {k: v for k, v in state_dict.items() if not k.startswith(BACKBONE)}  # and what a subclass adds
     if {HEAD + "weight", HEAD + "bias"} <= head.keys() < state_dict.keys():
         return CLASSIFIER, {k.removeprefix(BACKBONE): v for k, v in state_dict.items() if k not in head}, head

@@ -2,9 +2,24 @@
 
 import sys
 
+from torch import nn
 from tqdm import tqdm
 
 from detectron2.engine import HookBase
+
+
+class ModelAfterBackward(HookBase):
+    """Lets a model change its gradients: calls its `after_backward()`, if it has one, before each optimizer step.
+
+    A parameter whose gradient becomes None there gets no step: no momentum, no weight decay.
+    """
+
+    def __init__(self, model: nn.Module):
+        """model: without DDP around it."""
+        self._call = getattr(model, "after_backward", lambda: None)
+
+    def after_backward(self):
+        self._call()
 
 
 class ProgressBar(HookBase):

@@ -18,7 +18,7 @@ from shared import engine
 from shared.checkpoint import WeightsCheckpointer
 from shared.errors import UserError
 from shared.training.ema import WeightAverage
-from shared.training.hooks import ProgressBar
+from shared.training.hooks import ModelAfterBackward, ProgressBar
 from shared.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def train(run: Run, resume: bool) -> OrderedDict:
         last = evaluate(run, evaluated, folder)
         return last
 
+    trainer.register_hooks([ModelAfterBackward(model)])
     trainer.register_hooks([hooks.IterationTimer(), hooks.LRScheduler(scheduler=run.build_scheduler(optimizer))])
     if comm.is_main_process():
         saver = hooks.PeriodicCheckpointer(checkpointer, run.checkpoint_period, max_to_keep=run.max_to_keep)
@@ -101,6 +102,8 @@ def _load_start(run: Run, checkpointer: WeightsCheckpointer, trainer, resume: bo
     checkpointer.require(path, every=resumed)
     if checkpointer.report is not None:
         logger.info("Weights %s: %s.", path, checkpointer.describe())
+    if not resumed:
+        checkpointer.begin_new_run()
     return trainer.iter + 1 if resumed else 0
 
 
@@ -125,10 +128,10 @@ def dry_run(run: Run) -> str:
     model = run.build_model()
     optimizer = run.build_optimizer(model)
     run.build_scheduler(optimizer)
-    if run.weights:
-        checkpointer = WeightsCheckpointer(model)
-        checkpointer.load(run.weights, checkpointables=[])
-        checkpointer.require(run.weights, every=False)
+    checkpointer = WeightsCheckpointer(model)
+    checkpointer.load(run.weights, checkpointables=[])
+    checkpointer.require(run.weights, every=False)
+    checkpointer.begin_new_run()
     trainer = (AMPTrainer if run.amp else SimpleTrainer)(model, run.build_train_loader(), optimizer)
     with EventStorage() as storage:
         trainer.run_step()

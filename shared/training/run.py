@@ -18,7 +18,8 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.registry import locate
 from shared.classification import ClassificationEvaluator, ImageClassifier
@@ -185,7 +186,7 @@ class CfgRun:
     def check_classes(self) -> list[str]:
         names = class_names(list(self.cfg.DATASETS.TRAIN))
         class_names(list(self.cfg.DATASETS.TEST))
-        dense = self.cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+        dense = _is_dense(self.cfg.MODEL.META_ARCHITECTURE)
         key = "MODEL.RETINANET.NUM_CLASSES" if dense else "MODEL.ROI_HEADS.NUM_CLASSES"
         node = self.cfg.MODEL.RETINANET if dense else self.cfg.MODEL.ROI_HEADS
         if names and node.NUM_CLASSES != len(names):
@@ -282,6 +283,12 @@ def class_names(names: list[str]) -> list[str]:
                 f"set DETECTRON2_DATASETS to the folder that holds it."
             ) from e
     return list(MetadataCatalog.get(names[0]).get("thing_classes", [])) if names else []
+
+
+def _is_dense(meta_architecture: str) -> bool:
+    """Whether MODEL.RETINANET holds its number of classes; MODEL.ROI_HEADS does otherwise."""
+    registered = META_ARCH_REGISTRY.get(meta_architecture)
+    return isinstance(registered, type) and issubclass(registered, DenseDetector)
 
 
 def _contradiction(key: str, count: int, names: list[str]) -> None:

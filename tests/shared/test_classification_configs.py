@@ -21,7 +21,7 @@ def load(name, *overrides):
 
 def test_what_is_there():
     depths = [f"resnet{d}_imagenet_{e}e" for d in (101, 50) for e in (100, 400, 90)]
-    assert NAMES == ["cifar10_resnet20", "cifar10_resnet56", "digits_resnet", *depths]
+    assert NAMES == ["cifar10_resnet20", "cifar10_resnet56", "digits_resnet", "digits_resnet_bottleneck", *depths]
 
 
 @pytest.mark.parametrize("name", NAMES)

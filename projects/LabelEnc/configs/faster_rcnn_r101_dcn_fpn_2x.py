@@ -1,0 +1,6 @@
+"""Faster R-CNN, R-101-FPN, modulated deformable in c3-c5, 2x."""
+
+from .faster_rcnn_r101_dcn_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
+
+train.max_iter = 180_000
+train.output_dir = "./output/labelenc/faster_rcnn_r101_dcn_fpn_2x"

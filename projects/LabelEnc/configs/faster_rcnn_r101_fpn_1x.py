@@ -1,0 +1,7 @@
+"""Faster R-CNN, R-101-FPN, 1x."""
+
+from .faster_rcnn_r50_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.stages.depth = 101
+train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-101.pkl"
+train.output_dir = "./output/labelenc/faster_rcnn_r101_fpn_1x"

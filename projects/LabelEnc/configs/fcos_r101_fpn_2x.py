@@ -1,0 +1,6 @@
+"""FCOS, R-101-FPN, 2x."""
+
+from .fcos_r101_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
+
+train.max_iter = 180_000
+train.output_dir = "./output/labelenc/fcos_r101_fpn_2x"

@@ -1,0 +1,6 @@
+"""RetinaNet, R-101-FPN, 2x."""
+
+from .retinanet_r101_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
+
+train.max_iter = 180_000
+train.output_dir = "./output/labelenc/retinanet_r101_fpn_2x"

@@ -1,0 +1,10 @@
+"""RetinaNet, step 1 R-50-FPN: the label encoder, and the head that every step 2 of this host starts from."""
+
+from projects.LabelEnc import LabelEncRetinaNet
+
+from .common.step1 import label_enc as _label_enc
+from .common.step1 import lr_multiplier, train
+from .retinanet_r50_fpn_1x import dataloader, model, optimizer
+
+model.update(_target_=LabelEncRetinaNet, label_enc=_label_enc)
+train.output_dir = "./output/labelenc/retinanet_step1_r50"

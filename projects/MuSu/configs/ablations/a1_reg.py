@@ -1,0 +1,5 @@
+"""A1: mutual for the box head only."""
+
+from ..musu_r50_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
+
+model.assigner.mix_own_cls = 0.5
