@@ -7,6 +7,6 @@ engine.activate()
 from shared import classification, predictor  # noqa: E402  register ImageClassifier and LazyConfigModel
 from shared.data import register_digits  # noqa: E402
 
-from . import DEPLA, LIP, Detectors, InterNet, LabelEnc, MuSu  # noqa: E402  each registers its parts
+from . import DEPLA, LIP, MSFM, Detectors, InterNet, LabelEnc, MuSu  # noqa: E402  each registers its parts
 
 register_digits()

@@ -37,7 +37,7 @@ def _node(spec: DEPLASpec) -> CfgNode:
     node.D = spec.maps_per_group
     node.TEMPERATURE = spec.temperature
     node.BFN = spec.back_filling  # plain or adaptive
-    node.AREA_SCALE = spec.area_scale
+    node.MAP_SCALE = spec.map_scale  # peak, area or none
     node.KEEP_SUM = spec.keep_sum
     node.NORM = spec.norm  # of the last convolution: "", BN, SyncBN
     node.ZERO_INIT = spec.zero_init
@@ -56,7 +56,7 @@ def spec_of(node: CfgNode) -> DEPLASpec | None:
         maps_per_group=node.D,
         temperature=node.TEMPERATURE,
         back_filling=node.BFN,
-        area_scale=node.AREA_SCALE,
+        map_scale=node.MAP_SCALE,
         keep_sum=node.KEEP_SUM,
         norm=node.NORM,
         zero_init=node.ZERO_INIT,

@@ -22,11 +22,13 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 
 from detectron2.layers import Conv2d, get_norm
+from shared.precision import no_autocast
 
 from .padding import cell_mask, extend_border
-from .pooling import IMPLS, no_autocast, pool, spatial_softmax
+from .pooling import IMPLS, pool, spatial_softmax
 
 BACK_FILLINGS = ("plain", "adaptive")
+MAP_SCALES = ("peak", "area", "none")
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class DEPLASpec:
 
     num_groups: L. mid_channels: C'. maps_per_group: D. temperature: T of Eq. (1).
     back_filling: one of BACK_FILLINGS.
-    area_scale: M before the plain heat maps' convolution and B are multiplied by P, so that both have mean 1. At one
-        size the same model as without (False, the paper's text), with another scale of two weights; without it the
-        module's output and gradients shrink as 1 / P.
+    map_scale: of M before the plain heat maps' convolution, and of B, which sum to 1 over the cells. "none": as they
+        are, the paper's text; the module's output and gradients then shrink as 1 / P. "area": times P, mean 1: at one
+        size the same model with another scale of two weights, but a map that concentrates in a cell is P there, and
+        training can diverge. "peak": over their largest value, at most 1; uniform maps are 1 everywhere, as in "area".
     keep_sum: out = X + Y + conv(R), the sum of the host kept; False, the paper's text: Y enters through Z alone.
     norm: of the last convolution, "" none.
     zero_init: the last convolution (the norm's scale, with one) starts at 0, and out = X (+ Y).
@@ -50,7 +53,7 @@ class DEPLASpec:
     maps_per_group: int = 4
     temperature: float = 1.0
     back_filling: str = "plain"
-    area_scale: bool = True
+    map_scale: str = "peak"
     keep_sum: bool = False
     norm: str = ""
     zero_init: bool = True
@@ -63,7 +66,7 @@ class DEPLASpec:
                 raise ValueError(f"DEPLA: {name} must be at least 1, got {getattr(self, name)}.")
         if not self.temperature > 0:
             raise ValueError(f"DEPLA: temperature must be above 0, got {self.temperature}.")
-        for name, known in (("back_filling", BACK_FILLINGS), ("impl", IMPLS)):
+        for name, known in (("back_filling", BACK_FILLINGS), ("map_scale", MAP_SCALES), ("impl", IMPLS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"DEPLA: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
 
@@ -115,15 +118,15 @@ class PlainBFN(nn.Module):
 
     def __init__(self, spec: DEPLASpec, x_channels: int, fill: Callable):
         super().__init__()
-        self.area_scale = spec.area_scale
+        self.map_scale = spec.map_scale
         self.heat = _conv(spec.num_groups * spec.maps_per_group, spec.num_groups, fill)
 
     def forward(self, x: Tensor, maps: Tensor, pooled: Tensor, area: Tensor) -> Tensor:
         """maps: (N, L, D, H, W); area: (N,), cells that take part. Returns (N, L, H, W)."""
-        area = area.view(-1, 1, 1, 1).to(maps)
-        logits = self.heat(maps.flatten(1, 2) * area)
-        # in this order also without the factor: maps of 1 / P would vanish in float16
-        return logits if self.area_scale else logits.to(area.dtype) / area
+        if self.map_scale != "none":
+            return self.heat(_scaled(maps, self.map_scale, area).flatten(1, 2))
+        logits = self.heat(_scaled(maps, "area", area).flatten(1, 2))  # maps of 1 / P would vanish in float16
+        return logits.to(maps.dtype) / area.view(-1, 1, 1, 1).to(maps)
 
 
 class AdaptiveBFN(nn.Module):
@@ -214,12 +217,11 @@ class DEPLA(nn.Module):
         return spatial_softmax(logits, 1.0, mask).view(logits.shape)
 
     def _fill_back(self, heat: Tensor, transformed: Tensor, area: Tensor) -> Tensor:
-        """conv(R): (N, C1, H, W). Sums in float32; without the area's factor R is too small for float16."""
+        """conv(R): (N, C1, H, W). Sums in float32; unscaled, R is too small for float16."""
         with no_autocast(heat):
-            if self.spec.area_scale:
-                heat = heat * area.view(-1, 1, 1, 1).to(heat)
+            heat = _scaled(heat, self.spec.map_scale, area)
             filled = torch.einsum("nlhw,nlc->nchw", heat, transformed.to(heat.dtype))
-            if not self.spec.area_scale:
+            if self.spec.map_scale == "none":
                 return self.refine(filled.to(self.refine.weight.dtype))
         return self.refine(filled.to(transformed.dtype))
 
@@ -235,3 +237,12 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def _scaled(maps: Tensor, scale: str, area: Tensor) -> Tensor:
+    """Maps (N, ..., H, W) that sum to 1 over the cells, times what `DEPLASpec.map_scale` says. area: (N,)."""
+    if scale == "peak":
+        return maps / maps.amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    if scale == "area":
+        return maps * area.view(-1, *[1] * (maps.dim() - 1)).to(maps)
+    return maps

@@ -3,21 +3,14 @@
 N: images, L: RoI groups, D: maps a group, C: channel groups of the candidate, H x W: cells, P = H W.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from shared.ops import soft_roi_pool, soft_roi_pool_reference
+from shared.precision import no_autocast
 
 IMPLS = ("auto", "fused", "reference", "sdpa")
-
-
-def no_autocast(x: Tensor) -> AbstractContextManager:
-    """Matrix products within it keep their inputs' precision. Devices without autocast, such as meta, need nothing."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def spatial_softmax(logits: Tensor, temperature: float = 1.0, mask: Tensor | None = None) -> Tensor:

@@ -42,7 +42,11 @@ def shrink(cfg):
     backbone = cfg.model.backbone.get("bottom_up", cfg.model.backbone)
     stages = backbone.get("stages")
     if stages is not None and "depth" in stages and cfg.model.backbone.get("out_channels", 0) == 256:
-        backbone.stages = L(resnet_stages)(depth=18, res2_channels=64, norm="FrozenBN")
+        if "msfm" in stages:  # stands in bottlenecks
+            stages.update(res2_channels=64, width_per_group=16)
+            stages.msfm.ratios = [r // 4 for r in stages.msfm.ratios]
+        else:
+            backbone.stages = L(resnet_stages)(depth=18, res2_channels=64, norm="FrozenBN")
         top = cfg.model.backbone.get("top_block") or {}
         if top.get("in_channels") == 2048:  # of res5
             top.in_channels = 512

@@ -2,4 +2,4 @@
 
 from .mask_rcnn_r50_depla_fpn_1x import dataloader, lr_multiplier, model, optimizer, train
 
-model.backbone.depla.update(keep_sum=False, area_scale=False, zero_init=False)
+model.backbone.depla.update(keep_sum=False, map_scale="none", zero_init=False)

@@ -31,11 +31,12 @@ def make_inputs(x_size=SIZE, y_size=SIZE, n=2, x_channels=X, y_channels=Y, seed=
 def by_hand(depla: DEPLA, x: Tensor, y: Tensor) -> Tensor:
     """The equations of sec. 3 an image and a group at a time, as matrices over the P cells; equal sizes."""
     spec = depla.spec
+    relative = {"peak": lambda m: m / m.max(-1, True).values, "area": lambda m: m * m.shape[-1], "none": lambda m: m}
+    relative = relative[spec.map_scale]
     weight = {name: p.flatten(1) for name, p in depla.named_parameters()}
     outs = []
     for xi, yi in zip(x.flatten(2), y.flatten(2)):
         cells = xi.shape[1]
-        scale = cells if spec.area_scale else 1
         scores = weight["soft_rpn.conv.weight"] @ xi
         maps = torch.stack([F.softmax(row / spec.temperature, dim=0) for row in scores])
         values = weight["transform.weight"] @ yi
@@ -47,10 +48,10 @@ def by_hand(depla: DEPLA, x: Tensor, y: Tensor) -> Tensor:
                     product = maps[group * spec.maps_per_group + d] * values[c * spec.maps_per_group + d]
                     pooled[c] += product.sum()
             if spec.back_filling == "plain":
-                logits = weight["bfn.heat.weight"][group] @ (maps * scale)
+                logits = weight["bfn.heat.weight"][group] @ relative(maps)
             else:
                 logits = (weight["bfn.psi.weight"] @ pooled) @ (weight["bfn.phi.weight"] @ xi)
-            filled += torch.outer(weight["tau.weight"] @ pooled, F.softmax(logits, dim=0) * scale)
+            filled += torch.outer(weight["tau.weight"] @ pooled, relative(F.softmax(logits, dim=0)))
         outs.append(xi + weight["refine.weight"] @ filled + (yi if spec.keep_sum else 0))
     return torch.stack(outs).view(x.shape)
 

@@ -109,7 +109,7 @@ PAIRS = [
     ("D", 2, "maps_per_group"),
     ("TEMPERATURE", 0.2, "temperature"),
     ("BFN", "adaptive", "back_filling"),
-    ("AREA_SCALE", False, "area_scale"),
+    ("MAP_SCALE", "area", "map_scale"),
     ("KEEP_SUM", True, "keep_sum"),
     ("NORM", "BN", "norm"),
     ("ZERO_INIT", False, "zero_init"),
@@ -205,4 +205,4 @@ def test_detection_recipes():
     }
     assert temperatures == {"": 0.5, "_t0.2": 0.2, "_t1.0": 1.0}
     literal = load("mask_rcnn_r50_depla_fpn_literal_1x.py").model.backbone.depla
-    assert not literal.keep_sum and not literal.area_scale
+    assert not literal.keep_sum and literal.map_scale == "none"

@@ -13,12 +13,12 @@ BOTH = pytest.mark.parametrize("back_filling", ["plain", "adaptive"])
 
 @BOTH
 @pytest.mark.parametrize("impl", ["auto", "fused", "reference", "sdpa"])
-@pytest.mark.parametrize("area_scale", [True, False])
-def test_equals_the_equations(back_filling, impl, area_scale):
-    depla = make_depla(back_filling=back_filling, impl=impl, area_scale=area_scale, temperature=0.6)
+@pytest.mark.parametrize("map_scale", ["peak", "area", "none"])
+def test_equals_the_equations(back_filling, impl, map_scale):
+    depla = make_depla(back_filling=back_filling, impl=impl, map_scale=map_scale, temperature=0.6)
     x, y = make_inputs()
     torch.testing.assert_close(depla(x, y), by_hand(depla, x, y))
-    summed = make_depla(X, X, back_filling=back_filling, impl=impl, area_scale=area_scale, keep_sum=True)
+    summed = make_depla(X, X, back_filling=back_filling, impl=impl, map_scale=map_scale, keep_sum=True)
     x, y = make_inputs(y_channels=X)
     torch.testing.assert_close(summed(x, y), by_hand(summed, x, y))
 
@@ -52,14 +52,19 @@ def test_constants_before_a_softmax_have_no_effect(back_filling):
 
 
 @BOTH
-@pytest.mark.parametrize("area_scale", [True, False])
-def test_back_filling_distributes_each_group(back_filling, area_scale):
-    """With an identity as the last convolution: the sum over cells (with area_scale the mean) is that of tau(Z)."""
-    depla = make_depla(C, Y, back_filling=back_filling, area_scale=area_scale)
+@pytest.mark.parametrize("map_scale", ["peak", "area", "none"])
+def test_back_filling_distributes_each_group(back_filling, map_scale):
+    """With an identity as the last convolution: tau(Z) is the sum over cells ("area": the mean; "peak": each group's
+    largest value)."""
+    depla = make_depla(C, Y, back_filling=back_filling, map_scale=map_scale)
     with torch.no_grad():
         depla.refine.weight.copy_(torch.eye(C).view(C, C, 1, 1))
     trace = depla.trace(*make_inputs(x_channels=C))
-    total = trace.update.mean(dim=(2, 3)) if area_scale else trace.update.sum(dim=(2, 3))
+    if map_scale == "peak":
+        heat = trace.heat / trace.heat.flatten(2).max(dim=2).values[..., None, None]
+        assert torch.equal(heat.flatten(2).max(dim=2).values, torch.ones_like(heat[..., 0, 0]))
+        return torch.testing.assert_close(trace.update, torch.einsum("nlhw,nlc->nchw", heat, trace.transformed))
+    total = trace.update.mean(dim=(2, 3)) if map_scale == "area" else trace.update.sum(dim=(2, 3))
     torch.testing.assert_close(total, trace.transformed.sum(dim=1))
 
 
@@ -133,25 +138,41 @@ def test_starts_as_the_identity_and_learns(back_filling, norm):
 
 
 def test_scale_of_the_update_at_the_start():
-    """std of the update over std of X, filled as in FPN: with area_scale within two decades from 14 x 14 to 100 x 160
-    cells (82 times as many), without it falling as 1 / P."""
+    """std of the update over std of X, filled as in FPN: scaled within two decades from 14 x 14 to 100 x 160 cells (82
+    times as many), unscaled falling as 1 / P."""
     ratios = {}
-    for area_scale in (True, False):
+    for map_scale in ("peak", "area", "none"):
         for size in ((14, 14), (100, 160)):
             torch.manual_seed(0)
-            spec = DEPLASpec(back_filling="adaptive", area_scale=area_scale, zero_init=False)
+            spec = DEPLASpec(back_filling="adaptive", map_scale=map_scale, zero_init=False)
             depla = DEPLA(64, 64, spec=spec, fill=c2_xavier_fill)
             x, y = (torch.randn(1, 64, *size).relu() for _ in range(2))
             with torch.no_grad():
-                ratios[area_scale, size] = (depla.trace(x, y).update.std() / x.std()).item()
-    assert 0.01 < ratios[True, (100, 160)] / ratios[True, (14, 14)] < 100
-    assert ratios[False, (100, 160)] < ratios[False, (14, 14)] / 20
-    assert ratios[False, (100, 160)] < 0.01 < 1 < ratios[True, (100, 160)]
+                ratios[map_scale, size] = (depla.trace(x, y).update.std() / x.std()).item()
+    for scaled in ("peak", "area"):
+        assert 0.01 < ratios[scaled, (100, 160)] / ratios[scaled, (14, 14)] < 100
+        assert ratios["none", (100, 160)] < 0.01 < ratios[scaled, (100, 160)]
+    assert ratios["none", (100, 160)] < ratios["none", (14, 14)] / 20
 
 
-def test_area_scale_is_a_change_of_scale():
+@BOTH
+def test_scale_of_the_update_where_maps_concentrate(back_filling):
+    """Scores a hundred times as large: by area a cell gets up to P = 48 times tau(Z), by peak no more than tau(Z)."""
+    largest = {}
+    for map_scale in ("peak", "area"):
+        depla = make_depla(C, Y, back_filling=back_filling, map_scale=map_scale)
+        with torch.no_grad():
+            depla.refine.weight.copy_(torch.eye(C).view(C, C, 1, 1))
+            for weight in depla.bfn.parameters():
+                weight *= 100
+        trace = depla.trace(*make_inputs(x_channels=C))
+        largest[map_scale] = (trace.update.abs().amax(dim=(2, 3)) / trace.transformed.abs().sum(dim=1)).max()
+    assert largest["peak"] <= 1 and largest["area"] > 10
+
+
+def test_area_is_a_change_of_scale():
     """At one size the forms are one model: the literal one with P times the heat and the last weights."""
-    scaled, literal = make_depla(area_scale=True), make_depla(area_scale=False)
+    scaled, literal = make_depla(map_scale="area"), make_depla(map_scale="none")
     with torch.no_grad():
         literal.bfn.heat.weight *= SIZE[0] * SIZE[1]
         literal.refine.weight *= SIZE[0] * SIZE[1]
@@ -161,12 +182,12 @@ def test_area_scale_is_a_change_of_scale():
 
 @BOTH
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
-@pytest.mark.parametrize("area_scale", [True, False])
-def test_autocast(device, back_filling, dtype, tolerance, area_scale):
+@pytest.mark.parametrize("map_scale", ["peak", "area", "none"])
+def test_autocast(device, back_filling, dtype, tolerance, map_scale):
     """200 x 334 cells: 1 / P is 1.5e-5, subnormal in float16. Softmaxes and sums are in float32: what remains is the
     rounding of convolutions, 2^-11 and 2^-8 a value, and four of them follow each other."""
     torch.manual_seed(0)
-    spec = DEPLASpec(**{**SMALL, "back_filling": back_filling, "area_scale": area_scale})
+    spec = DEPLASpec(**{**SMALL, "back_filling": back_filling, "map_scale": map_scale})
     depla = DEPLA(X, Y, spec=spec, fill=c2_xavier_fill).to(device)
     x, y = (t.float().relu().to(device) for t in make_inputs((200, 334), (200, 334), n=1))
     exact = depla.trace(x, y).update

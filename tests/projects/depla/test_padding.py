@@ -19,10 +19,10 @@ def padded(x, rows, columns, fill):
 
 @pytest.mark.parametrize("back_filling", ["plain", "adaptive"])
 @pytest.mark.parametrize("impl", ["fused", "reference", "sdpa"])
-@pytest.mark.parametrize("area_scale", [True, False])
-def test_valid_cells_of_the_output_do_not_depend_on_the_padding(back_filling, impl, area_scale):
+@pytest.mark.parametrize("map_scale", ["peak", "area", "none"])
+def test_valid_cells_of_the_output_do_not_depend_on_the_padding(back_filling, impl, map_scale):
     """X of stride 4, Y of stride 8, an image of 22 x 30 pixels: 6 x 8 and 3 x 4 cells. Padding holds large values."""
-    kwargs = {"back_filling": back_filling, "impl": impl, "area_scale": area_scale}
+    kwargs = {"back_filling": back_filling, "impl": impl, "map_scale": map_scale}
     depla = make_depla(mask_padding=True, **kwargs)
     x, y = make_inputs((6, 8), (3, 4), n=1)
     with image_sizes([(22, 30)], (24, 32)):

@@ -4,8 +4,8 @@ from detectron2.config import LazyCall as L
 from projects.Detectors.reppoints import RepPoints
 from projects.Detectors.reppoints_head import RepPointsHead
 
+from .....configs.common.mmdetection_1x import pixels
 from .....configs.common.models.retinanet import model as retinanet
-from .recipe import pixels
 
 model = L(RepPoints)(
     backbone=retinanet.backbone,

@@ -3,11 +3,11 @@
 `pixels` updates a model that reads torchvision's weights.
 """
 
-from .....configs.common.data.coco import dataloader
-from .....configs.common.data.constants import constants
-from .....configs.common.optim import SGD as optimizer
-from .....configs.common.schedule import steps as lr_multiplier
-from .....configs.common.train import train
+from .data.coco import dataloader
+from .data.constants import constants
+from .optim import SGD as optimizer
+from .schedule import steps as lr_multiplier
+from .train import train
 
 for resize in (dataloader.train.mapper.augmentations[0], dataloader.test.mapper.augmentations[0]):
     resize.update(short_edge_length=800, max_size=1333)

@@ -1,0 +1,6 @@
+"""Table 2, Conv num: 2, 3L."""
+
+from .scales_3l import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.stages.msfm.norm_groups = [8, 4, 32]
+model.backbone.bottom_up.stages.msfm.conv_num = 2

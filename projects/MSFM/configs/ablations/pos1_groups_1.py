@@ -1,0 +1,5 @@
+"""Table 2, Norm group: 1 at position 1."""
+
+from .pos1 import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.stages.msfm.norm_groups = [1, 4, 16]

@@ -1,0 +1,5 @@
+"""Table 2, Ratios: 8, 16, 32 at position 1."""
+
+from .pos1 import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.stages.msfm.ratios = [8, 16, 32]
