@@ -1,11 +1,10 @@
 """The registered backbones: a ResNet with MSFMs, alone and with the feature pyramids of R-CNN and RetinaNet."""
 
-from torch import nn
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, BasicStem, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from shared.modeling.fpn import build_fpn
 
 from .config import spec_of
 from .resnet import make_msfm_stages
@@ -41,17 +40,10 @@ def build_msfm_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     return ResNet(stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
-def _with_fpn(cfg: CfgNode, bottom_up: ResNet, top_block: nn.Module) -> FPN:
-    fpn = cfg.MODEL.FPN
-    return FPN(
-        bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm=fpn.NORM, top_block=top_block, fuse_type=fpn.FUSE_TYPE
-    )
-
-
 @BACKBONE_REGISTRY.register()
 def build_msfm_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """MSFM-ResNet, FPN and p6: for Faster, Mask and Cascade R-CNN."""
-    return _with_fpn(cfg, build_msfm_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+    return build_fpn(cfg, build_msfm_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -59,4 +51,4 @@ def build_msfm_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpe
     """MSFM-ResNet, FPN, p6 and p7 (from res5): for RetinaNet."""
     bottom_up = build_msfm_resnet_backbone(cfg, input_shape)
     top_block = LastLevelP6P7(bottom_up.output_shape()["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
-    return _with_fpn(cfg, bottom_up, top_block)
+    return build_fpn(cfg, bottom_up, top_block)

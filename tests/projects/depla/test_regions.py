@@ -83,7 +83,7 @@ def test_tool_on_a_classifier(trained, tmp_path, capsys):
     region_maps.main(
         [*start, "--input", str(trained / "image.png"), "--output", str(tmp_path / "maps"), "--groups", "1"]
     )
-    assert len(list((tmp_path / "maps").iterdir())) == 6 and "res3.0.depla: reads" in capsys.readouterr().out
+    assert len(list((tmp_path / "maps").iterdir())) == 3 and "res4.0.depla: reads" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         region_maps.main(["--config-file", config, "--input", str(trained), "--output", str(tmp_path / "more")])
     assert "No weights" in capsys.readouterr().err

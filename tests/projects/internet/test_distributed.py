@@ -1,13 +1,9 @@
 """Two processes: the same buffer, loss and gradients as one process with the whole batch."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.paths import ROOT
+from tests.projects.two_processes import run_in_two
 
 from . import ddp_worker
 from .ddp_worker import CASES, ITERATIONS
@@ -22,16 +18,7 @@ def results(tmp_path_factory):
     and 4; a hang ends in the timeout."""
     folder = tmp_path_factory.mktemp("ddp")
     ddp_worker.main(str(folder))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, ddp_worker.__file__, str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two(ddp_worker.__file__, str(folder))
     return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1_0", "2_0", "2_1")]
 
 

@@ -1,13 +1,9 @@
 """Two processes with an image each: the losses of each alone, the mean of both gradients."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.paths import ROOT
+from tests.projects.two_processes import run_in_two
 
 from . import ddp_worker
 from .ddp_worker import CASES
@@ -18,16 +14,7 @@ def results(tmp_path_factory):
     """Per case and iteration, of image 0 and 1: by one process after the other, and by two together."""
     folder = tmp_path_factory.mktemp("ddp")
     ddp_worker.main(str(folder))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, ddp_worker.__file__, str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two(ddp_worker.__file__, str(folder))
     return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1_0", "1_1", "2_0", "2_1")]
 
 
