@@ -76,7 +76,7 @@ def main():
         f"{date.today()}, torch {torch.__version__}, {engine.current()} engine; the first {args.images} validation "
         "images, each alone and beside an image of 1.5 times its sides. Made by `benchmarks/batch_mates.py`.",
         "",
-        "| model | detections | not found again | score, mean change | largest | box, mean change, px | largest |",
+        "| model | detections | lost or gained | score, mean change | largest | box, mean change, px | largest |",
         "|---|---|---|---|---|---|---|",
     ]
     for text in args.configs:
