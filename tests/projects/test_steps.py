@@ -44,6 +44,7 @@ def shrink(cfg):
     if stages is not None and "depth" in stages and cfg.model.backbone.get("out_channels", 0) == 256:
         if "msfm" in stages:  # stands in bottlenecks
             stages.update(res2_channels=64, width_per_group=16)
+            stages.deform_on_per_stage = [False] * 4  # upstream's have no CPU form
             stages.msfm.ratios = [r // 4 for r in stages.msfm.ratios]
         else:
             backbone.stages = L(resnet_stages)(depth=18, res2_channels=64, norm="FrozenBN")
