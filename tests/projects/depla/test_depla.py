@@ -63,9 +63,10 @@ def test_back_filling_distributes_each_group(back_filling, map_scale):
     if map_scale == "peak":
         heat = trace.heat / trace.heat.flatten(2).max(dim=2).values[..., None, None]
         assert torch.equal(heat.flatten(2).max(dim=2).values, torch.ones_like(heat[..., 0, 0]))
-        return torch.testing.assert_close(trace.update, torch.einsum("nlhw,nlc->nchw", heat, trace.transformed))
-    total = trace.update.mean(dim=(2, 3)) if map_scale == "area" else trace.update.sum(dim=(2, 3))
-    torch.testing.assert_close(total, trace.transformed.sum(dim=1))
+        torch.testing.assert_close(trace.update, torch.einsum("nlhw,nlc->nchw", heat, trace.transformed))
+    else:
+        total = trace.update.mean(dim=(2, 3)) if map_scale == "area" else trace.update.sum(dim=(2, 3))
+        torch.testing.assert_close(total, trace.transformed.sum(dim=1))
 
 
 @BOTH
