@@ -2,16 +2,19 @@
 """What methods cost against their plain host, in one run.
 
     benchmarks/cost.py plain=A.py method=B.py [--size 512 512] [--images 2] [--objects 8] [--rounds 5] [--device cpu]
-        [--threads 2] [--output table.md] [--title TEXT]
+        [--threads 2] [--part backbone] [--output table.md] [--title TEXT]
 
 For each config (NAME=CONFIG[,key=value...]): parameters in training and at inference, multiply-adds of an inference,
 seconds of a training step (forward, backward, SGD) and of an inference, and peak memory of the step. The models take
-turns on the same random images and boxes; medians with half the interquartile range; ratios to the first.
+turns on the same random images and boxes; medians with half the interquartile range; ratios to the first. With
+`--part backbone` the backbones alone, with their pyramids; the loss is then the mean square of their maps. Among the
+overrides, SHARED_OPS=reference runs that config's native ops in plain PyTorch.
 """
 
 import argparse
 import gc
 import logging
+import os
 import statistics
 import sys
 import time
@@ -52,20 +55,38 @@ def make_batch(images: int, size: tuple[int, int], objects: int, classes: int, m
     return batch
 
 
-class Subject:
-    """One config: its model, optimiser and times."""
+class MeanSquare(torch.nn.Module):
+    """A backbone behind a detector's interface: in training the mean square of its maps as a loss."""
 
-    def __init__(self, text: str, device: str):
+    def __init__(self, backbone: torch.nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
+        device = next(self.parameters()).device
+        maps = self.backbone(torch.stack([x["image"] for x in batch]).to(device, torch.float32) / 255)
+        return {name: x.square().mean() for name, x in maps.items()} if self.training else maps
+
+
+class Subject:
+    """One config: its model (or the model's backbone alone), optimiser and times."""
+
+    def __init__(self, text: str, device: str, part: str):
         self.name, _, rest = text.partition("=")
         config, *overrides = rest.split(",")
-        self.cfg = load_config(str(ROOT / config), overrides)
+        self.ops = "reference" if "SHARED_OPS=reference" in overrides else "native"
+        self.cfg = load_config(str(ROOT / config), [o for o in overrides if not o.startswith("SHARED_OPS=")])
         torch.manual_seed(0)
-        self.model = instantiate(self.cfg.model).to(device)
+        if part == "backbone":
+            self.model = MeanSquare(instantiate(self.cfg.model.backbone)).to(device)
+        else:
+            self.model = instantiate(self.cfg.model).to(device)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9)
         self.step_times, self.inference_times = [], []
 
     def step(self, batch: list[dict]) -> None:
+        os.environ["SHARED_OPS"] = self.ops
         self.model.train()
         with EventStorage():
             loss = sum(self.model(batch).values())
@@ -75,6 +96,7 @@ class Subject:
 
     @torch.no_grad()
     def infer(self, batch: list[dict]) -> None:
+        os.environ["SHARED_OPS"] = self.ops
         self.model.eval()
         self.model(batch[:1])
 
@@ -104,13 +126,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--part", choices=("model", "backbone"), default="model")
     parser.add_argument("--title", default="Cost")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
-    subjects = [Subject(text, args.device) for text in args.configs]
+    subjects = [Subject(text, args.device, args.part) for text in args.configs]
     classes = min(s.cfg.model.roi_heads.num_classes if "roi_heads" in s.cfg.model else 10 for s in subjects)
     masks = any("mask_head" in s.cfg.model.get("roi_heads", {}) for s in subjects)
     batch = make_batch(args.images, tuple(args.size), args.objects, classes, masks)
@@ -138,9 +161,9 @@ def main():
             f"# {args.title}",
             "",
             f"{date.today()}, {machine(device)}, {args.threads} threads, torch {torch.__version__}, "
-            f"{engine.current()} engine. {args.images} images of {args.size[0]} x {args.size[1]} px with "
-            f"{args.objects} objects a step, one at inference (multiply-adds of it); random weights, "
-            f"{max(args.rounds, 3)} rounds in turns; "
+            f"{engine.current()} engine. {'Backbones with their pyramids. ' if args.part == 'backbone' else ''}"
+            f"{args.images} image(s) of {args.size[0]} x {args.size[1]} px with {args.objects} objects a step, one at "
+            f"inference (multiply-adds of it); random weights, {max(args.rounds, 3)} rounds in turns; "
             "(ratio to the first). Made by `benchmarks/cost.py`.",
             "",
             "| config | parameters, M | G multiply-adds | training step, s | inference, s | peak of a step, MB |",
