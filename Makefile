@@ -1,6 +1,7 @@
 # make quickstart   train, evaluate and use a small detector, from nothing, in minutes
 # make setup        build the native ops (CUDA kernels too where nvcc is found)
 # make test         build, lint and run the whole test suite
+# make nightly      the same with the slow tests: hours
 # VENV=path         run in an environment of yours (nothing is installed into it)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 RUN ?= output/quickstart
 
-.PHONY: quickstart setup test lint env clean
+.PHONY: quickstart setup test nightly lint env clean
 
 quickstart: env
 	$(PY) train_net.py --config-file configs/quickstart.py --resume train.output_dir=$(RUN)
@@ -28,6 +29,9 @@ setup: env
 test: lint setup
 	@[ -e shared/ops/build.json ] || export SHARED_OPS=reference; \
 	set -x; $(PY) -m pytest -n 2 -q $(PYTEST_ARGS)
+
+nightly:
+	$(MAKE) test PYTEST_ARGS="--slow $(PYTEST_ARGS)"
 
 lint: env
 	$(PY) -m ruff check .

@@ -4,11 +4,15 @@
 format of its model zoo, a plain pickle; here it may hold arrays and plain containers only.
 """
 
+import logging
 import os
 import pickle
+import re
+import zipfile
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -16,7 +20,10 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from shared.classification.weights import BackboneWeights, fit_backbone
 from shared.errors import UserError
+from shared.files import disk_errors, whole_file
 from shared.training_only import training_only_prefixes
+
+logger = logging.getLogger(__name__)
 
 PICKLE_GLOBALS = {  # what an ndarray, an OrderedDict and old Python 2 pickles need
     ("numpy.core.multiarray", "_reconstruct"),
@@ -62,7 +69,9 @@ def check_weights_file(path: str) -> None:
 def _check_pickle(path: str) -> None:
     try:
         with open(path, "rb") as f:
-            _ArraysOnly(f, encoding="latin1").load()
+            content = _ArraysOnly(f, encoding="latin1").load()
+        if not isinstance(content, dict):
+            raise UserError(f"holds no state dict but {type(content).__name__}.")
     except UserError as e:
         raise UserError(f"Weights file {path!r} {e}") from e
     except Exception as e:  # whatever a broken pickle ends in
@@ -80,8 +89,95 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def checkpoint_to_resume(folder: str) -> str | None:
+    """The run's last checkpoint or, with a warning, the newest whole one before it. None where the run has none.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    damaged: dict[str, str] = {}
+    for file in _newest_first(folder):
+        problem = _damage(file)
+        if problem is None:
+            for name, why in damaged.items():
+                logger.warning("Checkpoint %s %s: the run goes on from %s, the one before it.", name, why, file)
+            return file
+        damaged[file] = problem
+    if damaged:
+        problems = "; ".join(f"{os.path.basename(file)} {problem}" for file, problem in damaged.items())
+        raise UserError(
+            f"No checkpoint in {folder} is whole ({problems}): bring one back, or start again in a new folder."
+        )
+    return None
+
+
+def _newest_first(folder: str) -> Iterable[str]:
+    """What `last_checkpoint` names, then the other checkpoints of the run from the highest iteration on."""
+    try:
+        with open(os.path.join(folder, "last_checkpoint")) as f:
+            last = os.path.basename(f.read().strip())
+    except OSError:
+        last = ""
+    if last:
+        yield os.path.join(folder, last)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    others = [os.path.join(folder, n) for n in names if n != last and re.fullmatch(r"model_(\d{7,}|final)\.pth", n)]
+    yield from sorted(others, key=lambda file: (_iteration(file), file), reverse=True)
+
+
+def _iteration(file: str) -> int:
+    """-1 where it cannot be told."""
+    try:
+        return int(torch.load(file, map_location="meta", weights_only=True).get("iteration", -1))
+    except Exception:  # whatever a damaged file ends in
+        return -1
+
+
+def _damage(file: str) -> str | None:
+    """What is wrong with a checkpoint, as the end of a sentence. Reads all of it: the checksums are the zip file's."""
+    if not os.path.isfile(file):
+        return "is missing"
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    return "is damaged"
+        content = torch.load(file, map_location="meta", weights_only=True)
+    except Exception:  # whatever a damaged file ends in
+        return "is damaged or incomplete"
+    return None if isinstance(content, dict) and "iteration" in content else "holds no iteration"
+
+
+def check_state_dict(state, name: str, parameters: set[str]) -> None:
+    """UserError unless `state`, of the file `name`, maps names to tensors or arrays, and none of `parameters` to NaN.
+
+    A buffer may hold NaN: Dynamic R-CNN's marks what it has not measured yet.
+    """
+    if not isinstance(state, dict) or not state:
+        raise UserError(f"Weights file {name!r} holds no weights.")
+    for key, value in state.items():
+        if not (isinstance(key, str) and isinstance(value, torch.Tensor | np.ndarray)):
+            raise UserError(f"Weights file {name!r}: its entry {str(key)[:60]!r} is no tensor.")
+        if key in parameters and isinstance(value, torch.Tensor) and value.isnan().any():
+            raise UserError(f"Weights file {name!r}: its entry {key!r} holds NaN, as after a training that diverged.")
+
+
+class _WholeFiles:
+    """A path manager whose written files are whole or not there."""
+
+    def __init__(self, manager):
+        self._manager = manager
+
+    def __getattr__(self, name: str):
+        return getattr(self._manager, name)
+
+    def open(self, path: str, mode: str = "r", **kwargs):
+        return whole_file(path, mode) if "w" in mode else self._manager.open(path, mode, **kwargs)
+
+
 class WeightsCheckpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` that checks the file first and keeps what did not match.
+    """`DetectionCheckpointer` that writes files whole or not at all (`last_checkpoint` after the checkpoint that it
+    names), checks a file before loading it, and keeps what did not match.
 
     A classifier's checkpoint and torchvision's ResNets fill the model's backbone, see `fit_backbone`.
     After `load`, `report` is None (nothing loaded) or (matched, missing, unexpected, wrong_shape):
@@ -91,11 +187,25 @@ class WeightsCheckpointer(DetectionCheckpointer):
     report: tuple[int, list[str], list[str], list[str]] | None = None
     _backbone: BackboneWeights | None = None
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.path_manager = _WholeFiles(self.path_manager)
+
+    def save(self, name: str, **kwargs) -> None:
+        """Raises DiskError; then the folder is as it was."""
+        with disk_errors(self.save_dir):
+            super().save(name, **kwargs)
+
     def load(self, path: str, *args, **kwargs):
         self.report = self._backbone = None
         if path and comm.is_main_process():
             check_weights_file(path)
         return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict:
+        checkpoint = super()._load_file(filename)
+        check_state_dict(checkpoint["model"], filename, {name for name, _ in self.model.named_parameters()})
+        return checkpoint
 
     def _load_model(self, checkpoint):
         fitted = fit_backbone(checkpoint["model"], self.model)

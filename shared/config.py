@@ -1,19 +1,29 @@
 """Load a config file of either kind and apply `key=value` overrides; nothing misspelt gets through.
 
 `.py`, and the `config.yaml` that a LazyConfig run saved, give a DictConfig; Detectron2's `.yaml` give
-a CfgNode. A LazyConfig is Python code: load only files that you would run.
+a CfgNode. A .py config is Python code, which loading runs: load only files that you would run. A .yaml config is read
+as plain values; one of a LazyConfig names functions to call, of which `shared.trust` allows those of the collection.
 """
 
+import math
 import os
+import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
+from shared.config_checks import check_lazy_config
 from shared.errors import UserError, nearest
+from shared.settings import check_settings
+from shared.trust import read_lazy_yaml
 
 CFGNODE_KEYS = {"VERSION", "_BASE_", *get_cfg()}
+MAX_VALUES = 100_000  # of a .yaml file; the largest config of the collection has some 1,000
+ROOT = Path(__file__).resolve().parent.parent
 _PROJECT_CONFIGS: list[Callable[[CfgNode], None]] = []
 
 
@@ -28,10 +38,13 @@ def add_collection_config(cfg: CfgNode) -> None:
     """The collection's own keys of the CfgNode route and those of its projects, with their defaults."""
     # Upper bound of the L2 norm over all gradients together; 0 is off. See shared.solver.
     cfg.SOLVER.CLIP_GRADIENTS.GLOBAL_NORM = 0.0
+    cfg.SOLVER.SYNC_NORMALIZERS = False  # see shared.modeling.normalizers
+    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16": of mixed precision training
     # Own data in COCO's format, registered by register_coco_set when set.
     cfg.DATASETS.OWN = CfgNode()
     for key in ("TRAIN_JSON", "TRAIN_IMAGES", "VAL_JSON", "VAL_IMAGES"):
         cfg.DATASETS.OWN[key] = ""
+    cfg.DATASETS.OWN.SKIP_BAD_RECORDS = False
     cfg.DATASETS.CLASS_NAMES = []  # of the trained model; filled by train_net.py
     # Text of a LazyConfig's model; see shared.predictor.
     cfg.MODEL.LAZY = CfgNode({"YAML": ""})
@@ -46,11 +59,20 @@ def get_collection_cfg() -> CfgNode:
     return cfg
 
 
-def load_config(file: str, overrides: Sequence[str] = ()) -> DictConfig | CfgNode:
-    """Read `file` and apply `overrides` ("a.b=1"; for CfgNode also "A.B 1" pairs).
+def load_config(
+    file: str,
+    overrides: Sequence[str] = (),
+    named_by: str = "",
+    change: Callable[[DictConfig | CfgNode], DictConfig | CfgNode] = lambda cfg: cfg,
+) -> DictConfig | CfgNode:
+    """Read `file`, let `change` have it, and apply `overrides` ("a.b=1"; for CfgNode also "A.B 1" pairs).
+
+    Args:
+        named_by: the key of a config that names `file`, which must then be a .yaml or one of the collection's: a text
+            cannot have code run.
 
     Raises:
-        UserError: no such file, not a config, unknown key, value of another type.
+        UserError: no such file, not a config, unknown key, value of another type, a call of nothing that is trusted.
     """
     if not file:
         raise UserError("No config given: add --config-file FILE (.py or .yaml).")
@@ -60,20 +82,26 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> DictConfig | CfgNod
         hint = nearest(os.path.basename(file), beside)
         raise UserError(f"Config file {file!r} does not exist{hint or '.'}")
     if file.endswith(".py"):
-        return apply_overrides(_load_lazy(file), overrides)
-    if file.endswith((".yaml", ".yml")):
-        if _is_cfgnode_yaml(file):
-            return _load_cfgnode(file, overrides)
-        return apply_overrides(_load_lazy(file), overrides)
-    raise UserError(f"Config file {file!r} must end in .py, .yaml or .yml.")
+        path = Path(file).resolve()
+        if named_by and not any(path.is_relative_to(ROOT / part) for part in ("configs", "projects", "tests")):
+            raise UserError(
+                f"{named_by} names {file!r}, a Python file outside the collection: give the config.yaml of its run."
+            )
+    elif not file.endswith((".yaml", ".yml")):
+        raise UserError(f"Config file {file!r} must end in .py, .yaml or .yml.")
+    elif _is_cfgnode_yaml(file):
+        cfg = _load_cfgnode(file, overrides, change)
+        check_settings(cfg, file)
+        return cfg
+    cfg = apply_overrides(change(_load_lazy(file)), overrides)
+    check_lazy_config(cfg, file)
+    check_settings(cfg, file)
+    return cfg
 
 
 def _load_lazy(file: str) -> DictConfig:
-    try:
-        cfg = LazyConfig.load(file)
-    except (ImportError, SyntaxError, NameError, AttributeError, yaml.YAMLError) as e:
-        raise UserError(f"Config file {file!r} cannot be loaded: {_one_line(e)}") from e
-    missing = [k for k in ("model", "train", "dataloader", "optimizer") if k not in cfg]
+    cfg = _run_config(file) if file.endswith(".py") else _read_yaml(file)
+    missing = [k for k in ("model", "train", "dataloader", "optimizer") if not isinstance(cfg.get(k), DictConfig)]
     if missing:
         raise UserError(
             f"Config file {file!r} defines no {', '.join(missing)}: a training config needs model, "
@@ -82,45 +110,91 @@ def _load_lazy(file: str) -> DictConfig:
     return cfg
 
 
+def _run_config(file: str) -> DictConfig:
+    try:
+        return LazyConfig.load(file)
+    except UserError:
+        raise
+    except Exception as e:  # it is a program: anything can go wrong
+        frames = [f for f in traceback.extract_tb(e.__traceback__) if f.name == "<module>"]
+        place = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
+        raise UserError(f"Config file {file!r} cannot be loaded: {_one_line(e)}{place}") from e
+
+
+def _read_yaml(file: str) -> DictConfig:
+    content = read_lazy_yaml(_text(file), f"Config file {file!r}")
+    try:
+        return OmegaConf.create(content, flags={"allow_objects": True})
+    except (OmegaConfBaseException, ValueError) as e:
+        raise UserError(f"Config file {file!r} cannot be loaded: {_one_line(e)}") from e
+
+
+def _text(file: str) -> str:
+    try:
+        with open(file, encoding="utf-8") as f:
+            return f.read()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"Config file {file!r} cannot be read: {_one_line(e)}") from e
+
+
 def _is_cfgnode_yaml(file: str) -> bool:
     """Detectron2's keys are upper case; those of a saved LazyConfig are variable names."""
-    with open(file) as f:
-        try:
-            node = yaml.compose(f, Loader=yaml.SafeLoader)
-        except yaml.YAMLError as e:
-            raise UserError(f"Config file {file!r} is not valid YAML: {_one_line(e)}") from e
+    try:
+        node = yaml.compose(_text(file), Loader=yaml.SafeLoader)
+        expanded = 0 if node is None else _expanded(node, {})
+    except yaml.YAMLError as e:
+        raise UserError(f"Config file {file!r} is not valid YAML: {_one_line(e)}") from e
+    except RecursionError as e:
+        raise UserError(f"Config file {file!r} is nested too deeply.") from e
+    if expanded > MAX_VALUES:
+        raise UserError(
+            f"Config file {file!r} stands for more than {MAX_VALUES} values, as its aliases repeat each other."
+        )
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"Config file {file!r} holds no keys.")
-    return any(key.value in CFGNODE_KEYS for key, _ in node.value)
+    return any(isinstance(key, yaml.ScalarNode) and key.value in CFGNODE_KEYS for key, _ in node.value)
 
 
-def _load_cfgnode(file: str, overrides: Sequence[str]) -> CfgNode:
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for, aliases followed; infinite where one contains itself. known: by id."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        children = node.value if isinstance(node, yaml.CollectionNode) else ()
+        pairs = isinstance(node, yaml.MappingNode)
+        known[id(node)] = 1 + sum(_expanded(x, known) for child in children for x in (child if pairs else (child,)))
+    return known[id(node)]
+
+
+def _load_cfgnode(file: str, overrides: Sequence[str], change: Callable[[CfgNode], CfgNode]) -> CfgNode:
     cfg = get_collection_cfg()
     try:
         cfg.merge_from_file(file, allow_unsafe=False)
     except KeyError as e:
         raise UserError(_unknown_key(str(e.args[0]), _cfgnode_keys(cfg), f" in {file}")) from e
-    except (AssertionError, ValueError, yaml.YAMLError, OSError) as e:
+    except (AssertionError, ValueError, TypeError, AttributeError, yaml.YAMLError, OSError) as e:
         raise UserError(f"Config file {file!r} cannot be loaded: {_one_line(e)}") from e
+    except RecursionError as e:
+        raise UserError(f"Config file {file!r} cannot be loaded: its _BASE_ leads back to itself.") from e
+    cfg = change(cfg)
     keys = _cfgnode_keys(cfg)
-    for key, value in _cfgnode_pairs(overrides):
+    for key, value in _cfgnode_pairs(overrides, keys):
+        if key not in keys:
+            raise UserError(_unknown_key(key, keys))
         try:
             cfg.merge_from_list([key, value])
-        except (KeyError, AssertionError):
-            raise UserError(_unknown_key(key, keys)) from None
-        except ValueError as e:
+        except (ValueError, AssertionError) as e:
             raise UserError(f"Override {key}={value}: {_one_line(e)}") from e
     return cfg
 
 
-def _cfgnode_pairs(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:
-    """ "A.B=1" and Detectron2's "A.B", "1"."""
+def _cfgnode_pairs(overrides: Sequence[str], known: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """ "A.B=1" and Detectron2's "A.B", "1". known: keys."""
     rest = iter(overrides)
     for item in rest:
         key, equals, value = item.partition("=")
         if not equals:
             value = next(rest, None)
-            if value is None:
+            if value is None or value.partition("=")[0] in known:  # the next override
                 raise UserError(f"Override {item!r} has no value: write {item}=VALUE.")
         yield key, value
 
@@ -208,4 +282,5 @@ def _unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
 
 
 def _one_line(e: BaseException) -> str:
-    return f"{type(e).__name__}: " + " ".join(str(e).split())
+    text = " ".join(str(e).split())
+    return f"{type(e).__name__}: " + (text if len(text) <= 400 else f"{text[:400]}...")

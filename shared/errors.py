@@ -7,7 +7,12 @@ EXIT_CODE = 2
 
 
 class UserError(Exception):
-    """Bad input. `str(e)` is one sentence; commands print it and exit with `EXIT_CODE`."""
+    """Bad input. `str(e)` is one sentence; commands print it after `label` and exit with `exit_code`.
+
+    everywhere: of several processes all raise it in the same iteration; the main one prints it.
+    """
+
+    label, exit_code, everywhere = "error", EXIT_CODE, False
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> str:

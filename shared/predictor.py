@@ -1,6 +1,6 @@
 """DefaultPredictor for LazyConfigs.
 
-cfg = predictor_cfg(LazyConfig.load("config.yaml"), "model_final.pth", device="cpu")
+cfg = predictor_cfg(load_config("config.yaml"), "model_final.pth", device="cpu")
 outputs = DefaultPredictor(cfg)(image)  # BGR, HWC, uint8
 """
 
@@ -17,6 +17,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from shared.config import get_collection_cfg
 from shared.errors import UserError
+from shared.trust import read_lazy_yaml
 
 
 @META_ARCH_REGISTRY.register()
@@ -24,7 +25,15 @@ def LazyConfigModel(cfg: CfgNode):
     """Meta-architecture that instantiates a LazyConfig's model from its text, cfg.MODEL.LAZY.YAML."""
     if not cfg.MODEL.LAZY.YAML:
         raise UserError("MODEL.LAZY.YAML is empty: make the cfg with shared.predictor.predictor_cfg.")
-    return instantiate(_from_text(cfg.MODEL.LAZY.YAML).model).to(cfg.MODEL.DEVICE)
+    text = cfg.MODEL.LAZY.YAML
+    if text in _MADE_HERE:
+        return instantiate(_MADE_HERE[text].model).to(cfg.MODEL.DEVICE)
+    content = read_lazy_yaml(text, "MODEL.LAZY.YAML")
+    return instantiate(OmegaConf.create(content, flags={"allow_objects": True}).model).to(cfg.MODEL.DEVICE)
+
+
+# By its text, the model's config that `predictor_cfg` was given: what a .py config names needs no further trust.
+_MADE_HERE: dict[str, DictConfig] = {}
 
 
 def _to_text(cfg: DictConfig) -> str:
@@ -34,15 +43,9 @@ def _to_text(cfg: DictConfig) -> str:
         if os.path.isfile(file + ".pkl"):
             raise UserError("The config's model holds an object that is no plain value: a lambda?")
         with open(file) as f:
-            return f.read()
-
-
-def _from_text(text: str) -> DictConfig:
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "model.yaml")
-        with open(file, "w") as f:
-            f.write(text)
-        return LazyConfig.load(file)
+            text = f.read()
+    _MADE_HERE[text] = cfg
+    return text
 
 
 def predictor_cfg(
@@ -68,7 +71,7 @@ def predictor_cfg(
     lazy = copy.deepcopy(lazy)
     OmegaConf.resolve(lazy.model)  # the model alone must not refer to what is left behind
     cfg.MODEL.LAZY.YAML = _to_text(OmegaConf.create({"model": lazy.model}, flags={"allow_objects": True}))
-    cfg.INPUT.FORMAT = lazy.model.get("input_format") or lazy.dataloader.test.mapper.image_format
+    cfg.INPUT.FORMAT = lazy_input_format(lazy)
     resize = lazy.dataloader.test.mapper.augmentations[0]
     if "short_edge_length" not in resize:
         raise UserError(
@@ -81,6 +84,11 @@ def predictor_cfg(
     cfg.DATASETS.CLASS_NAMES = names
     cfg.DATASETS.TEST = (register_class_names(names),) if names else ()
     return cfg
+
+
+def lazy_input_format(lazy: DictConfig) -> str:
+    """RGB or BGR: the channel order of the images that a LazyConfig's model reads."""
+    return lazy.model.get("input_format") or lazy.dataloader.test.mapper.image_format
 
 
 def _registered_names(lazy: DictConfig) -> list[str]:

@@ -1,6 +1,5 @@
 """Several processes: the same training as one process with the whole batch."""
 
-import os
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import torch
 
 import train_net
 from tests.paths import ROOT
+from tests.processes import ENVIRONMENT, TORCHRUN
 from tests.scenes import make_coco
 
 LAZY = str(ROOT / "tests/tiny/faster_rcnn.py")
@@ -38,14 +38,8 @@ def flags(folder):
 
 def command(launcher, own, run, *more):
     arguments = ["--config-file", LAZY, *own, f"train.output_dir={run}", *SETTINGS, *more]
-    result = subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    return result
+    call = [sys.executable, *launcher, *arguments]
+    return subprocess.run(call, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def weights(run):
@@ -67,7 +61,7 @@ def test_two_processes_train_what_one_does(tmp_path, launcher):
     if launcher == "launch":
         start, more = ["train_net.py"], ["--num-gpus", "2", "--dist-url", "auto"]
     else:
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train_net.py"]
+        start = [*TORCHRUN, "--nproc-per-node=2", "train_net.py"]
         more = []
     result = command(start, own, tmp_path / "two", *more)
     assert result.returncode == 0, result.stderr[-2000:]

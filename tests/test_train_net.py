@@ -84,11 +84,12 @@ def test_saved_config_is_complete(tmp_path):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["lazy", "yaml"])
 def test_own_data_sets_the_class_count(config, tmp_path, capsys):
-    file, _ = make_coco(tmp_path / "train")
     flags = own_data_flags(tmp_path)
-    data = json.loads(file.read_text())
-    data["categories"].append({"id": 11, "name": "black"})
-    file.write_text(json.dumps(data))
+    for part in ("train", "val"):
+        file = tmp_path / part / "annotations.json"
+        data = json.loads(file.read_text())
+        data["categories"].append({"id": 11, "name": "black"})
+        file.write_text(json.dumps(data))
     train_net.cli(["--config-file", config, *flags, "--dry-run"])
     out = capsys.readouterr().out
     assert "parameters" in out and "FLOPs" in out and "engine" in out and "total_loss" in out

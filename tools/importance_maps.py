@@ -23,13 +23,13 @@ from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import projects  # noqa: E402, F401  first: it chooses the engine and registers every part
-from detectron2.data.detection_utils import read_image  # noqa: E402
 from detectron2.engine import DefaultPredictor  # noqa: E402
 from projects.LIP.importance import Site, contrast, energy, recorded_sites  # noqa: E402
+from shared.data.named_errors import read_picture  # noqa: E402
 from shared.errors import UserError  # noqa: E402
 from shared.training.setup import exit_on_user_error  # noqa: E402
 from tools.output import new_folder  # noqa: E402
-from tools.predict import image_files, make_cfg  # noqa: E402
+from tools.predict import image_files, make_cfg, make_predictor  # noqa: E402
 
 COLUMNS = 4
 Box = tuple[float, float, float, float]
@@ -134,13 +134,10 @@ def _show(axis, picture: np.ndarray, window: Box, box: Box, title: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = argument_parser().parse_args(argv)
     files = image_files(args.input)[: args.limit]
-    predictor = DefaultPredictor(make_cfg(args.config_file, args.weights, args.opts))
+    predictor = make_predictor(make_cfg(args.config_file, args.weights, args.opts))
     folder = new_folder(args.output)
     for number, file in enumerate(files):
-        try:
-            image = read_image(file, format="BGR")
-        except (OSError, SyntaxError) as e:
-            raise UserError(f"Image file {file} cannot be read: {e}.") from e
+        image = read_picture(file)
         sites, instances = look(predictor, image)
         box = choose_box(args.box, instances, args.score_threshold, image.shape[:2])
         name = f"{number:03d}-{Path(file).stem}"

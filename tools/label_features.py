@@ -110,7 +110,7 @@ def look(model: nn.Module, record: dict, rgb: bool) -> View:
 
 def records(run, limit: int) -> Iterator[dict]:
     """The first `limit` images that the training loader gives."""
-    return itertools.islice(itertools.chain.from_iterable(run.build_train_loader()), limit)
+    return itertools.islice(itertools.chain.from_iterable(run.build_train_loader(max(run.seed, 0))), limit)
 
 
 def colours_of(labels: Tensor) -> np.ndarray:

@@ -113,7 +113,8 @@ def make_plan(args: argparse.Namespace, rest: list[str]) -> Plan:
 
 
 def _make_step(name: str, config: str, opts: list[str]) -> Step:
-    keys = YAML if isinstance(load_config(config), CfgNode) else LAZY
+    cfg = load_config(config)
+    keys, known = (YAML if isinstance(cfg, CfgNode) else LAZY), bool(_mode_of(cfg))
     overrides = []
     for text in opts:
         part, colon, override = text.partition(":")
@@ -124,15 +125,18 @@ def _make_step(name: str, config: str, opts: list[str]) -> Step:
         key = override.partition("=")[0].removeprefix("+")
         if key == keys.folder or (key == keys.weights and part == "plain"):
             raise UserError(f"Override {text!r}: the pipeline sets {key} itself.")
-        if not part and name == "plain" and (key == keys.weights or key.startswith(keys.module)):
+        if not part and ((name == "plain" and key == keys.weights) or (not known and key.startswith(keys.module))):
             continue
         overrides.append(override)
-    cfg = load_config(config, overrides)
-    if keys is YAML:
-        known = "LabelEnc" in cfg.MODEL.META_ARCHITECTURE
-        return Step(config, overrides, keys, cfg.MODEL.LABELENC.MODE if known else "")
+    return Step(config, overrides, keys, _mode_of(load_config(config, overrides)))
+
+
+def _mode_of(cfg) -> str:
+    """LabelEnc's mode in a config of either kind; "" without LabelEnc."""
+    if isinstance(cfg, CfgNode):
+        return cfg.MODEL.LABELENC.MODE if "LabelEnc" in cfg.MODEL.META_ARCHITECTURE else ""
     module = cfg.model.get("label_enc")
-    return Step(config, overrides, keys, module.mode if module else "")
+    return module.mode if module else ""
 
 
 # ---------------------------------------------------------------- the folder
@@ -158,7 +162,10 @@ def locked(folder: Path, record: dict) -> Iterator[int]:
             raise UserError(f"--output {folder} is in use: a training of an earlier call still runs there.") from e
         lock.seek(0)
         text = lock.read()
-        before = json.loads(text) if text.endswith("}") else record  # a kill may have left a part
+        try:
+            before = json.loads(text)
+        except json.JSONDecodeError:  # empty, or a part that a kill has left
+            before = record
         for key, value in record.items():
             if before.get(key) != value:
                 raise UserError(

@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(str(e)) from e
     folder = new_folder(args.output)
     run, model = load_trained(args.config_file, args.weights, args.opts)
-    areas = sampled_boxes(model, run.build_train_loader(), args.batches, args.unique)
+    areas = sampled_boxes(model, run.build_train_loader(max(run.seed, 0)), args.batches, args.unique)
     rows = table(areas, assigner)
     draw(areas, folder / "level_statistics.png")
     (folder / "level_statistics.json").write_text(json.dumps({"batches": len(areas), "levels": rows}, indent=1))

@@ -16,6 +16,13 @@ def load_trained(config_file: str, weights: str, opts: list[str], inference: boo
     """
     run = make_run(load_config(config_file, opts))
     run.register_data()
+    model = trained_model(run, weights, inference)
+    run.leave_out_bad_records(None, train=True)
+    return run, model
+
+
+def trained_model(run: Run, weights: str, inference: bool = True) -> nn.Module:
+    """The model alone, which needs no data."""
     check_device(run.device, 1, run.device_key)
     weights = weights or run.weights
     if not weights:
@@ -24,4 +31,4 @@ def load_trained(config_file: str, weights: str, opts: list[str], inference: boo
     checkpointer = WeightsCheckpointer(model)
     checkpointer.load(weights, checkpointables=[])
     checkpointer.require(weights, every=True, inference=inference)
-    return run, model
+    return model

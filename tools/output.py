@@ -12,7 +12,7 @@ def new_file(path: str) -> Path:
         raise UserError(f"--output {path} is a folder: name a file.")
     if file.exists() and file.stat().st_size:
         raise UserError(f"--output {path} exists already: name another file, or delete it.")
-    _make(file.parent)
+    make_folder(file.parent)
     return file
 
 
@@ -21,11 +21,12 @@ def new_folder(path: str) -> Path:
     folder = Path(path)
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--output {path} holds something already: name another folder, or empty it.")
-    _make(folder)
+    make_folder(folder)
     return folder
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """UserError where it cannot be made, or something else has its name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

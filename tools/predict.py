@@ -20,15 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import projects  # noqa: E402, F401  first: it chooses the engine and registers every part
 from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import MetadataCatalog  # noqa: E402
-from detectron2.data.detection_utils import read_image  # noqa: E402
 from detectron2.engine import DefaultPredictor  # noqa: E402
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json  # noqa: E402
 from detectron2.utils.visualizer import Visualizer  # noqa: E402
-from shared.checkpoint import check_weights_file  # noqa: E402
+from shared.checkpoint import WeightsCheckpointer, check_weights_file  # noqa: E402
 from shared.config import load_config  # noqa: E402
+from shared.config_checks import named_errors_of  # noqa: E402
+from shared.data.coco_sets import FLAG  # noqa: E402
+from shared.data.named_errors import read_picture, thin_pictures_named  # noqa: E402
 from shared.errors import UserError  # noqa: E402
 from shared.predictor import predictor_cfg, register_class_names  # noqa: E402
-from shared.training.setup import check_device, exit_on_user_error  # noqa: E402
+from shared.training.setup import check_device, exit_on_user_error, sentence_of  # noqa: E402
+from tools.output import make_folder  # noqa: E402
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -41,8 +44,17 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="folder for the pictures and the JSON file")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="default 0.5")
     parser.add_argument("--limit", type=int, default=None, help="at most so many images")
+    parser.add_argument(FLAG, action="store_true", help="name and count images that cannot be read, and go on")
     parser.add_argument("opts", nargs="*", help="key=value overrides of the config")
     return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """UserError for values that make no sense."""
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit must be at least 1, got {args.limit}.")
+    if not 0 <= args.score_threshold <= 1:
+        raise UserError(f"--score-threshold must be between 0 and 1, got {args.score_threshold}.")
 
 
 def image_files(inputs: list[str]) -> list[str]:
@@ -77,27 +89,48 @@ def make_cfg(config_file: str, weights: str, opts: list[str]) -> CfgNode:
     return cfg
 
 
-def predict(cfg: CfgNode, files: list[str], threshold: float) -> Iterator[tuple]:
-    """(file, BGR image, instances of at least this score, on the CPU) for each file."""
-    predictor = DefaultPredictor(cfg)
+def make_predictor(cfg: CfgNode) -> DefaultPredictor:
+    """With all of its model's weights: UserError where the file is another model's."""
+    weights, cfg = cfg.MODEL.WEIGHTS, cfg.clone()
+    cfg.MODEL.WEIGHTS = ""
+    with named_errors_of("model" if cfg.MODEL.LAZY.YAML else "MODEL"):
+        predictor = DefaultPredictor(cfg)
+    checkpointer = WeightsCheckpointer(predictor.model)
+    checkpointer.load(weights, checkpointables=[])
+    checkpointer.require(weights, every=True, inference=True)
+    return predictor
+
+
+def predict(cfg: CfgNode, files: list[str], threshold: float, skipped: list[str] | None = None) -> Iterator[tuple]:
+    """(file, BGR image, instances of at least this score, on the CPU) for each file.
+
+    UserError for a file that cannot be read; with `skipped`, its sentence is appended there instead.
+    """
+    predictor = make_predictor(cfg)
     for file in files:
         try:
-            image = read_image(file, format="BGR")
-        except (OSError, SyntaxError) as e:
-            raise UserError(f"Image file {file} cannot be read: {e}.") from e
-        instances = predictor(image)["instances"].to("cpu")
+            image = read_picture(file)
+        except UserError as e:
+            if skipped is None:
+                raise
+            skipped.append(sentence_of(e))
+            continue
+        with thin_pictures_named(file):
+            instances = predictor(image)["instances"].to("cpu")
         yield file, image, instances[instances.scores >= threshold]
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     args = argument_parser().parse_args(argv)
+    check_arguments(args)
     files = image_files(args.input)[: args.limit]
     cfg = make_cfg(args.config_file, args.weights, args.opts)
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
-    os.makedirs(args.output, exist_ok=True)
+    make_folder(Path(args.output))
     rows, taken = [], set()
-    for file, image, instances in predict(cfg, files, args.score_threshold):
+    skipped = [] if args.skip_bad_records else None
+    for file, image, instances in predict(cfg, files, args.score_threshold, skipped):
         picture = os.path.join(args.output, _picture_name(file, taken))
         drawn = Visualizer(image[:, :, ::-1], metadata, scale=picture_scale(image))
         drawn.draw_instance_predictions(instances).save(picture)
@@ -107,9 +140,14 @@ def main(argv: list[str] | None = None) -> None:
                 row["category"] = names[row["category_id"]]
             rows.append(row)
         print(f"{file}: {len(instances)} object(s) -> {picture}")
+    for sentence in skipped or ():
+        print(f"left out: {sentence}")
+    if skipped and len(skipped) == len(files):
+        raise UserError(f"None of the {len(files)} image(s) can be read.")
     with open(os.path.join(args.output, "predictions.json"), "w") as f:
         json.dump(rows, f, indent=1)
-    print(f"{len(rows)} objects in {len(files)} image(s): {args.output}/predictions.json")
+    left_out = f", {len(skipped)} left out" if skipped else ""
+    print(f"{len(rows)} objects in {len(files)} image(s){left_out}: {args.output}/predictions.json")
 
 
 def _picture_name(file: str, taken: set[str]) -> str:

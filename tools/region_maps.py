@@ -29,15 +29,14 @@ from torch import Tensor  # noqa: E402
 
 import projects  # noqa: E402, F401  first: it chooses the engine and registers every part
 from detectron2.config import CfgNode, instantiate  # noqa: E402
-from detectron2.data.detection_utils import read_image  # noqa: E402
-from detectron2.engine import DefaultPredictor  # noqa: E402
 from projects.DEPLA.regions import Regions, effective_area, recorded_regions, sharpened  # noqa: E402
 from shared.checkpoint import WeightsCheckpointer  # noqa: E402
 from shared.config import load_config  # noqa: E402
+from shared.data.named_errors import read_picture  # noqa: E402
 from shared.errors import UserError  # noqa: E402
 from shared.training.setup import check_device, exit_on_user_error  # noqa: E402
 from tools.output import new_folder  # noqa: E402
-from tools.predict import image_files, make_cfg  # noqa: E402
+from tools.predict import image_files, make_cfg, make_predictor  # noqa: E402
 
 TEMPERATURES = (1.0, 0.5, 0.2, 0.05)
 
@@ -60,14 +59,11 @@ Looker = Callable[[str], tuple[np.ndarray, dict[str, Regions]]]
 
 def detector_looker(cfg: CfgNode) -> Looker:
     """file -> (RGB image, regions by module without the cells of padding)."""
-    predictor = DefaultPredictor(cfg)
+    predictor = make_predictor(cfg)
     backbone = predictor.model.backbone
 
     def look(file: str) -> tuple[np.ndarray, dict[str, Regions]]:
-        try:
-            image = read_image(file, format="BGR")
-        except (OSError, SyntaxError) as e:
-            raise UserError(f"Image file {file} cannot be read: {e}.") from e
+        image = read_picture(file)
         padded = {}
         handle = backbone.register_forward_pre_hook(lambda _, args: padded.update(size=args[0].shape[-2:]))
         with recorded_regions(predictor.model) as found:

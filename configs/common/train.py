@@ -19,6 +19,8 @@ detectron2_train = dict(
 train = OmegaConf.merge(
     detectron2_train,
     dict(
+        amp=dict(dtype="float16"),  # or "bfloat16", which needs no loss scale and runs on a CPU as well
+        sync_normalizers=False,  # of a dense detector's losses: from the images of all processes; see shared.modeling
         seed=-1,  # below 0: a random one, written to the log
         cudnn_benchmark=False,
         float32_precision="",  # "highest", "high" or "medium"; "" leaves torch's setting

@@ -63,8 +63,9 @@ def valid_cells(x: Tensor) -> list[tuple[int, int]]:
         )
     if len(batch.sizes) != len(x):
         raise ValueError(f"DEPLA: {len(batch.sizes)} image sizes for a batch of {len(x)}.")
-    strides = [_stride(side, cells) for side, cells in zip(batch.padded, x.shape[2:])]
-    return [tuple(-(-side // stride) for side, stride in zip(size, strides)) for size in batch.sizes]
+    cells = [int(n) for n in x.shape[2:]]  # int: also when traced
+    strides = [_stride(int(side), n) for side, n in zip(batch.padded, cells)]
+    return [tuple(-(-int(side) // stride) for side, stride in zip(size, strides)) for size in batch.sizes]
 
 
 def _stride(pixels: int, cells: int) -> int:

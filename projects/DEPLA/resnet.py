@@ -6,12 +6,12 @@ the weight layers (in SE-ResNet after their gate). The block's ReLU follows. Whi
 
 from collections.abc import Iterable, Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
+from shared.modeling.bottleneck import BottleneckPieces
 from shared.modeling.resnet import BLOCKS_PER_STAGE
 from shared.modeling.se_resnet import SEBottleneckBlock
 
@@ -21,7 +21,14 @@ STAGES = ("res2", "res3", "res4", "res5")
 LAST_THREE = (-3, -2, -1)
 
 
-class DEPLABottleneckBlock(SEBottleneckBlock):
+class DEPLAPieces(BottleneckPieces):
+    """`depla`, unless that is None, in the place of the sum."""
+
+    def merge(self, identity: Tensor, residual: Tensor) -> Tensor:
+        return super().merge(identity, residual) if self.depla is None else self.depla(identity, residual)
+
+
+class DEPLABottleneckBlock(DEPLAPieces, SEBottleneckBlock):
     """relu(DEPLA(identity(x), residual(x))); without `depla` a (squeeze-and-excitation) bottleneck block."""
 
     def __init__(
@@ -30,12 +37,6 @@ class DEPLABottleneckBlock(SEBottleneckBlock):
         """kwargs: those of BottleneckBlock."""
         super().__init__(in_channels, out_channels, se_ratio=se_ratio, **kwargs)
         self.depla = None if depla is None else depla(out_channels, out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
-        if self.depla is None:
-            return super().forward(x)
-        return F.relu_(self.depla(self.identity(x), self.residual(x)))
 
 
 def block_indices(blocks: Iterable[int], number: int) -> list[int]:

@@ -5,6 +5,7 @@ import math
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detectron2.config import configurable
@@ -15,6 +16,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from shared.distributed import sum_over_workers
 
 MIN_ERROR = 1e-15  # a median below it leaves beta as it is
 
@@ -42,25 +44,34 @@ class DynamicStatistics(nn.Module):
 
         threshold <- max(min_iou, mean of I_t),   beta <- min(initial beta, median of E_t)
 
-    Iterations without objects (no I_t) or positives (no E_t) do not count. Everything lies in buffers, so a resumed run
-    goes on as if it had not stopped; checkpoints hold the main process's. The values are read back once per interval.
+    Iterations without objects (no I_t) or positives (no E_t) do not count. Images are those of the process or, with
+    `sync`, of all: every process then has the values of one with the whole batch. Everything lies in buffers, so a
+    resumed run goes on as if it had not stopped; checkpoints hold the main process's. The values are read back once per
+    interval.
     """
 
     def __init__(self, *, threshold: float, beta: float, update_interval: int, min_iou: float, sync: bool):
-        """threshold, beta: of the first interval. sync: from the iterations of all processes, which then agree."""
+        """threshold, beta: of the first interval."""
         super().__init__()
         self.threshold, self.beta = threshold, beta  # of `values`, as numbers
         self.max_beta, self.update_interval, self.min_iou, self.sync = beta, update_interval, min_iou, sync
         self._step = 0
+        self.held = False  # see shared.modeling.memory
         self.register_buffer("values", torch.tensor([threshold, beta], dtype=torch.float64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))  # iterations of this interval
         self.register_buffer("history", torch.full((2, update_interval), math.nan))  # I_t, E_t; nan: none
 
     @torch.no_grad()
     def record(self, ious: list[Tensor], error: Tensor) -> None:
-        """Take in an iteration: ious, one scalar for each image that has objects; error, a scalar, nan if none."""
-        if ious:
-            self.history[0, self._step] = torch.stack(ious).mean()
+        """Take in an iteration: ious, one scalar for each image of this process that has objects; error, of
+        `topk_error`. With `sync` every process must call it."""
+        if self.held:
+            return
+        if ious or self.sync:
+            values = torch.stack(ious) if ious else self.history.new_zeros(0)
+            total = torch.stack([values.sum(), values.new_tensor(len(ious))])
+            total = sum_over_workers(total) if self.sync else total
+            self.history[0, self._step] = total[0] / total[1]  # nan of no image
         self.history[1, self._step] = error
         self._step += 1
         self.step.add_(1)
@@ -68,12 +79,7 @@ class DynamicStatistics(nn.Module):
             self._update()
 
     def _update(self) -> None:
-        history = self.history
-        if self.sync and comm.get_world_size() > 1:
-            parts = [torch.empty_like(history) for _ in range(comm.get_world_size())]
-            dist.all_gather(parts, history)
-            history = torch.cat(parts, dim=1)
-        ious, errors = history.double()
+        ious, errors = self.history.double()
         iou, error = torch.stack([ious.nanmean(), errors.nanquantile(0.5)]).tolist()
         if not math.isnan(iou):
             self.threshold = max(self.min_iou, iou)
@@ -107,23 +113,35 @@ def _single_threshold(matcher: Matcher) -> float:
 
 
 @torch.no_grad()
-def topk_error(proposals: list[Instances], num_classes: int, transform: Box2BoxTransform, topk: int) -> Tensor:
+def topk_error(
+    proposals: list[Instances], num_classes: int, transform: Box2BoxTransform, topk: int, sync: bool = False
+) -> Tensor:
     """The min(topk * images, positives)-th smallest (|dx| + |dy|) / 2 of the positives' box targets; nan without any.
 
-    Without a wait for the device; `get_deltas` asks it whether all widths are positive.
+    sync: of the images of all processes, which have equally many of them. Without a wait for the device; `get_deltas`
+    asks it whether all widths are positive.
     """
+    workers = comm.get_world_size() if sync else 1
+    rank = topk * len(proposals) * workers
+    smallest = _positive_errors(proposals, num_classes, transform).sort().values[:rank]
+    smallest = F.pad(smallest, (0, rank - len(smallest)), value=math.inf)
+    if workers > 1:
+        parts = [torch.empty_like(smallest) for _ in range(workers)]
+        dist.all_gather(parts, smallest)
+        smallest = torch.cat(parts).sort().values[:rank]
+    last = smallest.isfinite().sum() - 1
+    return smallest.index_select(0, last.clamp(min=0)[None])[0].masked_fill(last < 0, math.nan)
+
+
+def _positive_errors(proposals: list[Instances], num_classes: int, transform: Box2BoxTransform) -> Tensor:
+    """(|dx| + |dy|) / 2 of the box targets of all proposals (R,); inf of those that are not positive."""
     classes = cat([p.gt_classes for p in proposals])
-    if len(classes) == 0:
-        return torch.full((), math.nan, device=classes.device)
     boxes = cat([p.proposal_boxes.tensor for p in proposals])
     gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
     centres, gt_centres = Boxes(boxes).get_centers(), Boxes(gt_boxes).get_centers()
     moves = ((gt_centres - centres) / (boxes[:, 2:] - boxes[:, :2])).abs()
     errors = sum(weight * move for weight, move in zip(transform.weights, moves.unbind(1))) / 2
-    positive = (classes >= 0) & (classes < num_classes)
-    rising = errors.masked_fill(~positive, math.inf).sort().values
-    last = positive.sum().clamp(max=topk * len(proposals)) - 1
-    return rising.index_select(0, last.clamp(min=0)[None])[0].masked_fill(last < 0, math.nan)
+    return errors.masked_fill((classes < 0) | (classes >= num_classes), math.inf)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -156,7 +174,7 @@ class DynamicROIHeads(StandardROIHeads):
             update_interval: iterations.
             min_iou: lower bound of the threshold after the first interval.
             initial_beta: of the first interval, and the upper bound; the predictor's own is not used.
-            sync: one threshold and beta for all processes.
+            sync: one threshold and beta for all processes, those of one with the whole batch.
             kwargs: StandardROIHeads' arguments.
         Raises:
             ValueError: another matcher; a box loss that is not smooth L1; a number out of range.
@@ -195,7 +213,8 @@ class DynamicROIHeads(StandardROIHeads):
         self._log()
         self.box_predictor.smooth_l1_beta = self.statistics.beta
         # before: the base class may put predicted boxes in the proposals' place
-        error = topk_error(proposals, self.num_classes, self.box_predictor.box2box_transform, self.beta_topk)
+        transform, sync = self.box_predictor.box2box_transform, self.statistics.sync
+        error = topk_error(proposals, self.num_classes, transform, self.beta_topk, sync)
         losses = super()._forward_box(features, proposals)
         self.statistics.record(self.proposal_matcher.recorded, error)
         return losses

@@ -18,7 +18,9 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from shared.distributed import sum_over_workers
 
 from .reppoints_assign import assign_centers, match_boxes
 from .reppoints_head import RepPointsHead
@@ -30,8 +32,10 @@ class RepPoints(DenseDetector):
 
     An "anchor" here is a square of the side of its stride around its location, as in Detectron2's FCOS: it carries the
     location and the stride, its size means nothing else. Losses are divided by the number of positive locations of
-    the batch, at least one an image.
+    the process's batch, at least one an image.
     """
+
+    sync_normalizers = False  # see shared.modeling.normalizers
 
     @configurable
     def __init__(
@@ -170,7 +174,7 @@ class RepPoints(DenseDetector):
         init = self._box_loss(anchors, init_boxes, gt_instances, init_index)
         refine = self._box_loss(anchors, refine_boxes, gt_instances, refine_index)
         return {
-            "loss_cls": focal / _normalizer(refine_index),
+            "loss_cls": focal / self._normalizer(refine_index),
             "loss_box_init": self.init_loss_weight * init,
             "loss_box_refine": self.refine_loss_weight * refine,
         }
@@ -181,7 +185,12 @@ class RepPoints(DenseDetector):
         stride = (anchors[:, 2] - anchors[:, 0]).expand_as(index)[positive]
         unit = self.point_scale * stride[:, None]
         loss = smooth_l1_loss(boxes[positive] / unit, target / unit, self.smooth_l1_beta, reduction="sum")
-        return loss / _normalizer(index)
+        return loss / self._normalizer(index)
+
+    def _normalizer(self, index: Tensor) -> Tensor:
+        """Positive locations of the batch, from `index` (N, R), at least one an image."""
+        count = (index >= 0).sum(dim=1).clamp(min=1).sum()
+        return sum_over_workers(count) / comm.get_world_size() if self.sync_normalizers else count
 
     def forward_inference(self, images: ImageList, features: list[Tensor], predictions) -> list[Instances]:
         """Detections per image, in pixels of the input."""
@@ -214,8 +223,3 @@ class RepPoints(DenseDetector):
         scores = scores[best]
         rows, classes = (scores > self.test_score_thresh).nonzero(as_tuple=True)
         return Instances(image_size, pred_boxes=boxes[rows], scores=scores[rows, classes], pred_classes=classes)
-
-
-def _normalizer(index: Tensor) -> Tensor:
-    """Positive locations of the batch, from `index` (N, R), at least one an image."""
-    return (index >= 0).sum(dim=1).clamp(min=1).sum()

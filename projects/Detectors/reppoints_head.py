@@ -4,6 +4,7 @@ per location, K: classes, Hi x Wi: cells of level i."""
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from detectron2.config import configurable
@@ -74,13 +75,15 @@ class RepPointsHead(nn.Module):
         }
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Maps (N, C, Hi, Wi) -> class logits (N, K, Hi, Wi), first and refined points (N, 2P, Hi, Wi)."""
+        """Maps (N, C, Hi, Wi) -> class logits (N, K, Hi, Wi), first and refined points (N, 2P, Hi, Wi), these
+        in float32 at least."""
         levels = [self._level(x) for x in features]
         return tuple(list(maps) for maps in zip(*levels))
 
     def _level(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         cls_map, reg_map = self.cls_tower(x), self.reg_tower(x)
         init = self.pts_init(reg_map)
+        init = init.to(torch.promote_types(init.dtype, torch.float32))  # coordinates, also under autocast
         points = scale_gradient(init, self.init_grad)
         logits = self.cls_score(self.cls_conv(cls_map, points))
         refine = self.pts_refine(self.refine_conv(reg_map, points))

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from shared.precision import no_autocast
+
 PARTIAL_POINTS = 4
 
 
@@ -83,7 +85,7 @@ class PointConv2d(nn.Module):
         """
         convolve = self._by_grid_sample if x.device.type == "cpu" else self._by_deform_conv
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return convolve(x.to(dtype), points.to(dtype), self.weight.to(dtype)).to(x.dtype)
 
     def _by_deform_conv(self, x: Tensor, points: Tensor, weight: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class VGG16SSD(Backbone):
 def convert_torchvision_vgg16(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of torchvision's vgg16 -> one for VGG16SSD; SSD's own layers stay as initialised.
 
-        torch.save({"model": convert_torchvision_vgg16(torch.load("vgg16.pth"))}, "vgg16_ssd.pth")
+        torch.save({"model": convert_torchvision_vgg16(torch.load("vgg16.pth", weights_only=True))}, "vgg16_ssd.pth")
         train_net.py ... train.init_checkpoint="vgg16_ssd.pth?matching_heuristics=True"
 
     conv6 takes every 4th output of fc6 and every 3rd of its 7 x 7 cells, conv7 every 4th row and column of fc7 (SSD,

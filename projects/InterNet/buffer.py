@@ -5,33 +5,11 @@ G: entries of the buffer, K or (L - 1) K; P: large samples."""
 from collections import deque
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import Function
 
-from detectron2.utils import comm
+from shared.distributed import sum_over_workers
 
 MODES = ("all", "decay", "partial")
-
-
-class _SumOverWorkers(Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)  # it may be a view, or another node's
-        dist.all_reduce(grad)
-        return grad
-
-
-def sum_over_workers(x: Tensor) -> Tensor:
-    """Sum of x over all workers. Where x requires a gradient the sum carries it back to every worker's x, and all
-    workers have to go backward through it."""
-    return x if comm.get_world_size() == 1 else _SumOverWorkers.apply(x)
 
 
 class ClassBuffer(nn.Module):
@@ -73,6 +51,7 @@ class ClassBuffer(nn.Module):
         self.num_classes, self.num_levels, self.dim = num_classes, num_levels, dim
         self.mode, self.window, self.decay = mode, window, decay
         self.per_level, self.save_window = per_level, save_window
+        self.held = False  # see shared.modeling.memory
         shape = (num_levels - 1, num_classes) if per_level else (num_classes,)
         self.register_buffer("mean", torch.zeros(*shape, dim))
         self.register_buffer("count", torch.zeros(shape, dtype=torch.float64))
@@ -82,6 +61,8 @@ class ClassBuffer(nn.Module):
             groups = self.count.numel()
             self.register_buffer("window_sum", torch.zeros(groups, dim, dtype=torch.float64), persistent=False)
             self.register_buffer("window_count", torch.zeros(groups, dtype=torch.float64), persistent=False)
+            # sums without the samples that they are of would never fall again, see shared.training.state
+            self.not_resumed = () if save_window else ("window_sum", "window_count")
 
     def entries(self, classes: Tensor, levels: Tensor) -> Tensor:
         """Flat index (N,) of the entry that samples of these classes and levels (N,) read or write."""
@@ -101,15 +82,16 @@ class ClassBuffer(nn.Module):
         """Take in this worker's sums (G, D) and counts (G,) of one iteration; in training every worker must call it.
 
         Returns representatives (G, D) and whether each has samples (G,). If sums require a gradient, the
-        representatives carry it: db/dS = 1/n. In eval mode nothing changes.
+        representatives carry it: db/dS = 1/n. In eval mode, and while held, nothing changes.
         """
-        if self.training:
+        learns = self.training and not self.held
+        if learns:
             sums, counts = sum_over_workers(sums), sum_over_workers(counts)
             with torch.no_grad():
                 self._apply_update(sums.detach(), counts)
         count = self.count.flatten()
         means = self.mean.flatten(0, -2).clone()  # the next update is in place
-        if self.training and sums.requires_grad:
+        if learns and sums.requires_grad:
             means = means + (sums - sums.detach()) / count.clamp(min=1e-6).float()[:, None]
         return means, count > 0
 

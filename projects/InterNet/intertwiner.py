@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from shared.distributed import sum_over_workers
 
-from .buffer import ClassBuffer, sum_over_workers
+from .buffer import ClassBuffer
 from .losses import LOSSES, REDUCTIONS, intertwiner_loss
 from .pooler import InterNetROIPooler
 from .transport import ScaleOT

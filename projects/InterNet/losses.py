@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from detectron2.utils import comm
-
-from .buffer import sum_over_workers
+from shared.distributed import sum_over_workers
 
 LOSSES = ("l2", "l1", "kl")
 REDUCTIONS = ("instance_mean", "class_mean", "instance_sum_dims")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from detectron2.utils.events import get_event_storage, has_event_storage
 from shared.ops import sinkhorn_divergence
+from shared.precision import no_autocast
 
 from .generators import GENERATORS, Bilinear
 
@@ -180,7 +181,7 @@ class ScaleOT(nn.Module):
         count = defaultdict(int)
         for l, _ in pairs:
             count[l] += 1
-        with torch.autocast(own[0].device.type, enabled=False):
+        with no_autocast(own[0]):
             x = {(l, m): own[l].float().flatten(2) for l, m in pairs}
             y = {pair: other[pair].float().flatten(2) for pair in pairs}
             cells = masks and {(l, m): masks[l].float().flatten(1) for l, m in pairs}
@@ -273,5 +274,6 @@ def _kl(x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
 def _mean_abs_cos(x: Tensor) -> Tensor:
     """x: (C, k). Mean over the C (C - 1) pairs of different rows; 0 for a single row."""
     unit = F.normalize(x, dim=1, eps=NORM_FLOOR)
-    cos = (unit @ unit.T).abs()
+    with no_autocast(x):  # the sum over 256 x 256 equal channels is infinite in float16
+        cos = (unit @ unit.T).abs()
     return (cos.sum() - cos.diagonal().sum()) / max(len(x) * (len(x) - 1), 1)

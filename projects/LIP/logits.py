@@ -104,6 +104,8 @@ class DetailLogit(nn.Module):
         self.log_exponent = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits of the same shape, float32 at least."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # the square of 256 is infinite in float16
         deviation = x - F.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False)
         detail = deviation.square().add(self.eps**2).pow(self.log_exponent.exp() / 2)
         return (self.log_alpha.exp() + detail).log()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, get_norm
 from detectron2.modeling.backbone import ResNet
+from shared.modeling.bottleneck import BottleneckPieces
 from shared.modeling.resnet import resnet_stages
 
 from .logits import BottleneckTrunk
@@ -61,7 +62,29 @@ class LIPStem(CNNBlockBase):
         return self
 
 
-class LIPBottleneckBlock(CNNBlockBase):
+class LIPPieces(BottleneckPieces):
+    """`main_pool` before conv2 and `shortcut_pool` before the shortcut, None where there is none, and `logit_trunk`."""
+
+    def add_pools(self, pooling: Pooling, width: int, branches: Sequence[str]) -> None:
+        """Make them. width: the main branch's channels. ValueError: an unknown branch, or none."""
+        if not branches or not set(branches) <= set(BRANCHES):
+            raise ValueError(f"LIPBottleneckBlock: branches must be among {', '.join(BRANCHES)}, got {list(branches)}.")
+        self.logit_trunk = BottleneckTrunk(self.in_channels, pooling.width) if pooling.has_trunk else None
+        self.main_pool = make_branch_pool(pooling, width) if "main" in branches else None
+        self.shortcut_pool = make_branch_pool(pooling, self.in_channels) if "shortcut" in branches else None
+
+    def common(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The trunk's features, from which both branches take their logits."""
+        return () if self.logit_trunk is None else (self.logit_trunk(x),)
+
+    def spatial(self, y: Tensor, *common: Tensor) -> Tensor:
+        return super().spatial(y if self.main_pool is None else self.main_pool(y, *common), *common)
+
+    def identity(self, x: Tensor, *common: Tensor) -> Tensor:
+        return super().identity(x if self.shortcut_pool is None else self.shortcut_pool(x, *common), *common)
+
+
+class LIPBottleneckBlock(LIPPieces, CNNBlockBase):
     """The first block of a stage: 1x1, pooling, 1x1, 1x1 beside pooling, 1x1; strided by its poolings.
 
     LIP's logits come from the block's input. With the Bottleneck module both branches have heads of their own on one
@@ -86,14 +109,10 @@ class LIPBottleneckBlock(CNNBlockBase):
         super().__init__(in_channels, out_channels, stride)
         if stride != 2:
             raise ValueError(f"LIPBottleneckBlock pools with stride 2, got stride={stride}: use BottleneckBlock.")
-        if not branches or not set(branches) <= set(BRANCHES):
-            raise ValueError(f"LIPBottleneckBlock: branches must be among {', '.join(BRANCHES)}, got {list(branches)}.")
         if kernel_after not in (1, 3):
             raise ValueError(f"LIPBottleneckBlock: kernel_after must be 1 or 3, got {kernel_after}.")
         width = bottleneck_channels
-        self.logit_trunk = BottleneckTrunk(in_channels, pooling.width) if pooling.has_trunk else None
-        self.main_pool = make_branch_pool(pooling, width) if "main" in branches else None
-        self.shortcut_pool = make_branch_pool(pooling, in_channels) if "shortcut" in branches else None
+        self.add_pools(pooling, width, branches)
         self.shortcut = conv_norm(in_channels, out_channels, 1, norm, 1 if self.shortcut_pool is not None else stride)
         self.conv1 = conv_norm(in_channels, width, 1, norm)
         if self.main_pool is not None:
@@ -101,18 +120,6 @@ class LIPBottleneckBlock(CNNBlockBase):
         else:
             self.conv2 = conv_norm(width, width, 3, norm, stride)
         self.conv3 = conv_norm(width, out_channels, 1, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / 2, W / 2), rounded up."""
-        features = () if self.logit_trunk is None else (self.logit_trunk(x),)
-        out = F.relu_(self.conv1(x))
-        if self.main_pool is not None:
-            out = self.main_pool(out, *features)
-        out = self.conv3(F.relu_(self.conv2(out)))
-        if self.shortcut_pool is not None:
-            x = self.shortcut_pool(x, *features)
-        out += self.shortcut(x)
-        return F.relu_(out)
 
 
 def branches_by_stage(sites: Iterable[str]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from shared.precision import no_autocast
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 INITS = ("official", "msra")
@@ -129,7 +130,7 @@ class LabelEncoder(Backbone):
 
     def _folded(self, maps: Tensor, weight: Tensor, pointwise: nn.Conv2d) -> Tensor:
         """`pointwise` of the stem as one convolution. A 1x1 convolution adds no padding: exact at borders too."""
-        with torch.autocast(maps.device.type, enabled=False):
+        with no_autocast(maps):
             matrix = pointwise.weight[:, :, 0, 0]
             bias = matrix @ self.stem.bias
             if pointwise.bias is not None:

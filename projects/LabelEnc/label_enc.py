@@ -44,7 +44,8 @@ class LabelEnc(nn.Module):
     step1_weights: for step 2, a file of `export_step1` or a checkpoint of step 1, read when a new run starts.
     init_head: whether the head starts from step 1's (kd: the teacher's). init_fpn: where the FPN starts from, the
         "encoder" (kd: the teacher), step 1's detector ("step1", which a checkpoint alone holds), or "none".
-    teacher_config, teacher_weights: for kd, the config.yaml of a run and its checkpoint.
+    teacher_config, teacher_weights: for kd, the config.yaml of a run and its checkpoint. input_format: for kd, RGB or
+        BGR, the order of the host's images, where the host does not say it itself (FCOS, RepPoints, MuSu).
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class LabelEnc(nn.Module):
         init_fpn: str = "encoder",
         teacher_config: str = "",
         teacher_weights: str = "",
+        input_format: str = "",
     ):
         super().__init__()
         _check(mode=mode, source=source, stem_act=stem_act, init=init, init_fpn=init_fpn)
@@ -92,7 +94,7 @@ class LabelEnc(nn.Module):
         self.weight_rec, self.weight_det, self.weight_dis = weight_rec, weight_det, weight_dis
         self.warmup_iters, self.aux_loss_iters = warmup_iters, aux_loss_iters
         self.step1_weights, self.init_head, self.init_fpn = step1_weights, init_head, init_fpn
-        self.teacher = Teacher(teacher_config, teacher_weights)
+        self.teacher = Teacher(teacher_config, teacher_weights, input_format)
         self.encoder: FPN | None = None
         self.adapt: Adaption | None = None
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detectron2.structures import BitMasks, Instances
+from shared.errors import UserError
 from shared.ops import render_label_maps
 
 from .encoder import LabelMaps
@@ -56,13 +57,13 @@ def random_intensities(boxes: Tensor) -> Tensor:
 def object_masks(instances: Instances, size: tuple[int, int]) -> Tensor:
     """(n, H, W) bool, padded with False: of `label_masks` where the mapper has made them, else of gt_masks.
 
-    Raises ValueError for objects without masks.
+    UserError: objects without masks.
     """
     boxes, image_size = instances.gt_boxes.tensor, instances.image_size
     if len(boxes) == 0:
         return torch.zeros(0, *size, dtype=torch.bool, device=boxes.device)
     if not (instances.has("label_masks") or instances.has("gt_masks")):
-        raise ValueError(
+        raise UserError(
             "LabelEnc: source (SOURCE) 'mask' needs masks: set dataloader.train.mapper.use_instance_mask=True "
             "(MODEL.MASK_ON), or source to 'box'."
         )

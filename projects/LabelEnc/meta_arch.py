@@ -1,7 +1,7 @@
 """Detectors that train with LabelEnc (arXiv:2007.03282) and are, at inference, the detectors they inherit from."""
 
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.utils.events import EventStorage, get_event_storage
+from shared.modeling.memory import memories_held
 
 from .config import label_enc_of
 from .initialize import start_from_step1, start_from_teacher
@@ -68,10 +69,11 @@ class LabelEncMixin:
     def _step1(self, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """Eq. (9): the host on its images, the host on the encoder's maps, and the distance of the two."""
         enc, before = self.label_enc, _plain_numbers(self)
-        losses, features, second_pass = {}, {}, nullcontext()
+        losses, features, second_pass = {}, {}, ExitStack()
         if enc.uses_images:
             losses, features, _ = self._detect(batched_inputs)
-            second_pass = _with_plain_numbers(self, before)
+            second_pass.enter_context(_with_plain_numbers(self, before))
+            second_pass.enter_context(memories_held(self))  # of the images' features and boxes
         with second_pass:
             reconstruction, encoded = self._reconstruct(batched_inputs)
         losses = {name: enc.weight_det * loss for name, loss in losses.items()}

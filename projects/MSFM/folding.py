@@ -27,7 +27,8 @@ def fold(y: Tensor, weight: Tensor, bias: Tensor, norm: nn.GroupNorm) -> tuple[T
     centred = y - mean
     covariance = centred @ centred.mT / y.shape[2]  # of the centred values: E[yy'] - mu mu' would cancel
     per_group = (norm.num_groups, -1)
-    variance = ((weight @ covariance) * weight).sum(dim=2).unflatten(1, per_group)
+    # rounding can push a variance of nearly collinear channels below 0
+    variance = ((weight @ covariance) * weight).sum(dim=2).clamp(min=0).unflatten(1, per_group)
     means = (mean.squeeze(2) @ weight.mT + bias).unflatten(1, per_group)
     offset = means - means.mean(dim=2, keepdim=True)
     deviation = (variance + offset.square()).mean(dim=2, keepdim=True).add(norm.eps).sqrt()

@@ -6,28 +6,21 @@ shortcut. Names of the block's own layers stay, so that weights of a plain ResNe
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
+from shared.modeling.bottleneck import BottleneckPieces, DeformPieces
 from shared.modeling.resnet import resnet_stages
 
 from .module import MSFM
 from .spec import POSITIONS, STAGES, MSFMSpec
 
 
-class _WithMSFM:
-    """A bottleneck block with `msfm1`, `msfm2` and `msfm3` at its positions, identities where there is none."""
-
-    def __init__(self, *args, msfm: MSFMSpec, stage: str, **kwargs):
-        """msfm: positions, ratios, groups and the modules' kind. stage: "res3", ...; chooses the ratio.
-
-        Other arguments: those of the block without modules. ValueError: see `MSFM`; a stage that `msfm` leaves out.
-        """
-        super().__init__(*args, **kwargs)
-        self.insert(msfm, stage)
+class MSFMPieces(BottleneckPieces):
+    """`msfm1`, `msfm2` and `msfm3` at their positions, identities where there is none."""
 
     def insert(self, msfm: MSFMSpec, stage: str) -> None:
+        """Make them. stage: "res3", ...; chooses the ratio. ValueError: see `MSFM`; a stage that `msfm` leaves out."""
         if stage not in msfm.stages:
             raise ValueError(f"MSFM: a block of stage {stage!r} needs a ratio, msfm.stages has {list(msfm.stages)}.")
         ratio = msfm.ratios[msfm.stages.index(stage)]
@@ -39,32 +32,29 @@ class _WithMSFM:
                 module = MSFM(channels, ratio=ratio, norm_groups=groups, spec=msfm, place=place)
             self.add_module(f"msfm{position}", module)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
-        out = self.msfm1(F.relu_(self.conv1(x)))
-        out = self.msfm2(F.relu_(self._spatial(out)))
-        out = self.msfm3(self.conv3(out))
-        # not in place: a folded MSFM returns a view, and autograd copies the whole map to write into one
-        return F.relu_(out + (x if self.shortcut is None else self.shortcut(x)))
+    def reduce(self, x: Tensor) -> Tensor:
+        return self.msfm1(super().reduce(x))
+
+    def spatial(self, y: Tensor, *common: Tensor) -> Tensor:
+        return self.msfm2(super().spatial(y, *common))
+
+    def expand(self, y: Tensor) -> Tensor:
+        return self.msfm3(super().expand(y))
 
 
-class MSFMBottleneckBlock(_WithMSFM, BottleneckBlock):
+class _MSFMBlock(MSFMPieces):
+    def __init__(self, *args, msfm: MSFMSpec, stage: str, **kwargs):
+        """msfm, stage: see `insert`. Other arguments: those of the block without modules."""
+        super().__init__(*args, **kwargs)
+        self.insert(msfm, stage)
+
+
+class MSFMBottleneckBlock(_MSFMBlock, BottleneckBlock):
     """1x1, 3x3 and 1x1 convolutions with MSFMs."""
 
-    def _spatial(self, x: Tensor) -> Tensor:
-        return self.conv2(x)
 
-
-class MSFMDeformBottleneckBlock(_WithMSFM, DeformBottleneckBlock):
+class MSFMDeformBottleneckBlock(_MSFMBlock, DeformPieces, DeformBottleneckBlock):
     """The same with a deformable 3x3 convolution, plain or modulated."""
-
-    def _spatial(self, x: Tensor) -> Tensor:
-        offset = self.conv2_offset(x)
-        if not self.deform_modulated:
-            return self.conv2(x, offset)
-        cells = offset.shape[1] // 3  # x and y offsets, two thirds, lie before the masks
-        offset, mask = offset.split([2 * cells, cells], dim=1)
-        return self.conv2(x, offset, mask.sigmoid())
 
 
 def _with_msfm(block: BottleneckBlock, msfm: MSFMSpec, stage: str) -> nn.Module:

@@ -19,7 +19,10 @@ from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransfor
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from shared.distributed import sum_over_workers
+from shared.errors import UserError
 from shared.modeling.fpn import build_fpn
 
 from .assign import Assignment
@@ -57,6 +60,8 @@ class MuSu(DenseDetector):
     """Losses: L_cls over all anchors and classes on the soft labels w_cls, divided by their sum; reg_loss_weight times
     the sum of w_reg (1 - GIoU) over the samples, divided by the sum of w_reg. Score at inference: sigmoid(z) alone."""
 
+    sync_normalizers = False  # see shared.modeling.normalizers
+
     @configurable
     def __init__(
         self,
@@ -80,10 +85,11 @@ class MuSu(DenseDetector):
         """All defaults are ours.
 
         reg_param: see `_coding`. normalizer: of both losses, at least 1: the sums above as a moving average (from 100,
-        momentum 0.9), those of the batch, or its number of objects; each process has its own. balance_gt: divide each
-        object's terms by the sum of its weights, so that large objects do not dominate. warmup_iters: assign so long by
-        the anchors' IoU and a constant score. stats_period: iterations between the scalars of diagnostics.py.
-        test_topk_candidates: per level, before NMS. kwargs: backbone, head, head_in_features, pixel_mean, pixel_std.
+        momentum 0.9), those of the batch, or its number of objects; each process has its own, see sync_normalizers.
+        balance_gt: divide each object's terms by the sum of its weights, so that large objects do not dominate.
+        warmup_iters: assign so long by the anchors' IoU and a constant score. stats_period: iterations between the
+        scalars of diagnostics.py. test_topk_candidates: per level, before NMS. kwargs: backbone, head,
+        head_in_features, pixel_mean, pixel_std.
         """
         super().__init__(**kwargs)
         for name, value, choices in (("reg_param", reg_param, REG_PARAMS), ("normalizer", normalizer, NORMALIZERS)):
@@ -160,7 +166,7 @@ class MuSu(DenseDetector):
         anchors = Boxes.cat(self.anchor_generator(features)).tensor
         if logits.shape[1] != len(anchors):
             cells = len(anchors) // self.anchor_generator.num_cell_anchors[0]
-            raise ValueError(
+            raise UserError(
                 f"MuSu: the head predicts {logits.shape[1] // cells} anchors a location, the anchor generator has "
                 f"{len(anchors) // cells}: set model.head.num_anchors to octaves times the number of aspect ratios."
             )
@@ -194,11 +200,15 @@ class MuSu(DenseDetector):
 
     def _normalize(self, head: str, weight_sum: Tensor, num_gts: int) -> Tensor | float:
         """What the sum of a head's losses is divided by."""
+        total, workers = weight_sum, 1
         if self.normalizer == "num_gt":
-            return max(num_gts, 1)
-        if self.normalizer == "weight_sum":
-            return weight_sum.clamp(min=1)
-        return self._ema_update(f"{head}_normalizer", max(weight_sum.item(), 1), INITIAL_NORMALIZER)
+            total = total.new_tensor(num_gts)
+        if self.sync_normalizers:
+            total, workers = sum_over_workers(total), comm.get_world_size()
+        share = total.clamp(min=1) / workers
+        if self.normalizer == "weight_sum_ema":
+            return self._ema_update(f"{head}_normalizer", share.item(), INITIAL_NORMALIZER / workers)
+        return share
 
     def forward_inference(self, images, features, predictions):
         logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])

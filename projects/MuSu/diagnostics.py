@@ -40,7 +40,7 @@ def describe(scene: Scene, assignment: Assignment) -> dict[str, float]:
 @torch.no_grad()
 def top_scored(scene: Scene) -> Candidates:
     """Of each object that has a location, the anchor strictly inside with the highest score for its class."""
-    num, best = len(scene.gt_boxes), []
+    num, best = len(scene.gt_boxes), [score(scene, *scene.gt_images.new_zeros(2, 0))]
     for block in blocks_of_pairs(scene, None, False, MuSuAssigner.max_pairs):
         pairs = score(scene, *block)
         best.append(pairs.take(ranks(pairs.log_s, pairs.gts, num) == 0))

@@ -69,10 +69,13 @@ class SoftLabels(NamedTuple):
 
 
 def soft_labels(anchors: Tensor, classes: Tensor, labels: Tensor, scales: Tensor, num_classes: int) -> SoftLabels:
-    """Reduce pairs that occur several times, as an anchor in the bags of two objects of a class, to the largest."""
+    """Of pairs that occur several times, as an anchor in the bags of two objects of a class, the one with the largest
+    label stays, with its scale; of equal labels the largest scale."""
     index, inverse = torch.unique(anchors * num_classes + classes, return_inverse=True)
-    reduced = [x.new_zeros(len(index)).scatter_reduce(0, inverse, x, "amax") for x in (labels, scales)]
-    return SoftLabels(index // num_classes, index % num_classes, *reduced)
+    largest = labels.new_zeros(len(index)).scatter_reduce(0, inverse, labels, "amax")
+    of_largest = torch.where(labels == largest[inverse], scales, 0)
+    scale = scales.new_zeros(len(index)).scatter_reduce(0, inverse, of_largest, "amax")
+    return SoftLabels(index // num_classes, index % num_classes, largest, scale)
 
 
 def classification_loss(loss: TwoSidedFocal | QualityFocal, logits: Tensor, target: SoftLabels) -> Tensor:

@@ -7,11 +7,15 @@ from torch import Tensor, nn
 from detectron2.layers import Conv2d
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 
+from .bottleneck import BottleneckPieces
+
+RATIO = 16  # the paper's
+
 
 class SEGate(nn.Module):
     """Scale each channel by sigmoid(W2 relu(W1 mean(x))), in (0, 1) (arXiv:1709.01507, sec. 3)."""
 
-    def __init__(self, channels: int, ratio: int = 16):
+    def __init__(self, channels: int, ratio: int = RATIO):
         """ratio: channels over the width of the bottleneck. ValueError unless it divides `channels`."""
         super().__init__()
         if ratio < 1 or channels % ratio:
@@ -27,23 +31,18 @@ class SEGate(nn.Module):
         return x * gate.sigmoid()
 
 
-class SEBottleneckBlock(BottleneckBlock):
-    """A bottleneck block whose residual branch passes a gate after its last norm, before the sum."""
+class SEPieces(BottleneckPieces):
+    """The residual branch passes the gate `se`, unless that is None, after its last norm, before the sum."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, se_ratio: int = 16, **kwargs):
+    def residual(self, x: Tensor, *common: Tensor) -> Tensor:
+        out = super().residual(x, *common)
+        return out if self.se is None else self.se(out)
+
+
+class SEBottleneckBlock(SEPieces, BottleneckBlock):
+    """A bottleneck block with a gate: relu(identity(x) + se(residual(x)))."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, se_ratio: int = RATIO, **kwargs):
         """se_ratio: of `SEGate`; 0: no gate, a plain bottleneck block. kwargs: those of BottleneckBlock."""
         super().__init__(in_channels, out_channels, **kwargs)
         self.se = SEGate(out_channels, se_ratio) if se_ratio else None
-
-    def residual(self, x: Tensor) -> Tensor:
-        """What is added to the shortcut: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
-        out = self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
-        return out if self.se is None else self.se(out)
-
-    def identity(self, x: Tensor) -> Tensor:
-        """The shortcut's output, of the residual's shape."""
-        return x if self.shortcut is None else self.shortcut(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """relu(residual(x) + identity(x))."""
-        return F.relu_(self.residual(x) + self.identity(x))

@@ -6,6 +6,18 @@ from torch import nn
 from tqdm import tqdm
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
+from shared.randomness import Use, seed_generators
+
+
+class SeedEachIteration(HookBase):
+    """The random numbers of an iteration depend on the seed, the process and the iteration alone. Register it first."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def before_step(self):
+        seed_generators(self._seed, comm.get_rank(), Use.STEP, self.trainer.iter, devices=True)
 
 
 class ModelAfterBackward(HookBase):

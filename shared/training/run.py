@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import (
@@ -23,10 +24,13 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.registry import locate
 from shared.classification import ClassificationEvaluator, ImageClassifier
-from shared.data.coco_sets import register_coco_set, require_masks
+from shared.config_checks import named_errors_of
+from shared.data.coco_sets import leave_out_bad_pictures, register_coco_set, report_skipped, require_masks
 from shared.data.named_errors import NamedErrors
+from shared.data.stream import TrainStream, stream_of_cfg
 from shared.errors import UserError, nearest
 from shared.solver import clip_global_norm
+from shared.training.precision import amp_dtype
 
 OWN_DATA_FLAGS = ("train_json", "train_images", "val_json", "val_images")
 
@@ -36,7 +40,9 @@ class LazyRun:
 
     Attributes: output_dir, weights, max_iter, device, seed (below 0: random), cudnn_benchmark,
     float32_precision, eval_period, log_period, checkpoint_period, max_to_keep (None keeps all),
-    amp (bool), ddp (keyword arguments of create_ddp_model), ema_decay (None: no average), device_key.
+    amp (torch dtype; None: no mixed precision), sync_normalizers, ddp (keyword arguments of create_ddp_model),
+    ema_decay (None: no average), batch_size (of all processes together; 0 where a loader of the config's own has none),
+    device_key.
     """
 
     device_key = "train.device"
@@ -55,12 +61,16 @@ class LazyRun:
         self.log_period = train.log_period
         self.checkpoint_period = train.checkpointer.period
         self.max_to_keep = train.checkpointer.get("max_to_keep")
-        self.amp = train.amp.enabled
+        self.amp = amp_dtype(train.amp.enabled, train.amp.get("dtype", "float16"), "train.amp.dtype")
+        self.sync_normalizers = train.get("sync_normalizers", False)
         self.ddp = dict(train.ddp)
         ema = train.get("ema")
         self.ema_decay = ema.decay if ema and ema.enabled else None
+        self.batch_size = cfg.dataloader.train.get("total_batch_size", 0)
 
-    def use_own_data(self, train_json: str, train_images: str, val_json: str, val_images: str):
+    def use_own_data(
+        self, train_json: str, train_images: str, val_json: str, val_images: str, skip_bad_records: bool = False
+    ) -> None:
         """Point the data at COCO-format files, and class counts at what they hold."""
         data = self.cfg.dataloader
         if _target(data.evaluator) is ClassificationEvaluator:
@@ -70,23 +80,37 @@ class LazyRun:
             )
         for part, json_file, images in ((data.train, train_json, train_images), (data.test, val_json, val_images)):
             part.dataset = OmegaConf.create(
-                {**part.dataset, "names": _lazy_coco_set(json_file, images)}, flags={"allow_objects": True}
+                {**part.dataset, "names": _lazy_coco_set(json_file, images, skip_bad_records)},
+                flags={"allow_objects": True},
             )
         data.evaluator = OmegaConf.create(
             {"_target_": COCOEvaluator, "dataset_name": "${..test.dataset.names}"}, flags={"allow_objects": True}
         )
-        if data.train.mapper.use_instance_mask:
-            require_masks(train_json)
         count = len(self._class_names(data.train.dataset))
         for node, key in list(_class_counts(self.cfg.model)):
             node[key] = count
 
+    def skip_bad_records(self) -> None:
+        """Leave out bad records of data that register_coco_set names; UserError where there are none."""
+        nodes = [self.cfg.dataloader[part].dataset.get("names") for part in ("train", "test")]
+        own = [n for n in nodes if isinstance(n, DictConfig) and "_target_" in n and _target(n) is register_coco_set]
+        if not own:
+            raise UserError("--skip-bad-records is for own data: add --train-json and the other three flags.")
+        for node in own:
+            node.skip_bad_records = True
+
     def register_data(self) -> None:
         """Own data registers itself when the loader is built."""
 
+    def leave_out_bad_records(self, folder: str | None, train: bool) -> None:
+        """Where the user says so; every process calls it before it builds a loader. What was left out is logged and
+        written to a file in `folder`. train: whether the training set is needed as well."""
+        names = [n for part in ("train", "test")[not train :] for n in _names(self.cfg.dataloader[part].dataset)]
+        leave_out_bad_pictures(names)
+        report_skipped(names, folder)
+
     def _class_names(self, dataset: DictConfig) -> list[str]:
-        names = instantiate(dataset.names)
-        return class_names([names] if isinstance(names, str) else list(names))
+        return class_names(_names(dataset))
 
     def check_classes(self) -> list[str]:
         """Class names of the training set; UserError where the model has another count."""
@@ -94,12 +118,10 @@ class LazyRun:
             raise UserError(f"The config leaves {', '.join(missing)} to you: add {missing[0]}=VALUE.")
         names = self._class_names(self.cfg.dataloader.train.dataset)
         tested = self._class_names(self.cfg.dataloader.test.dataset)
-        if _target(self.cfg.dataloader.evaluator) is ClassificationEvaluator and tested != names:
-            odd = sorted(set(names) ^ set(tested))
-            raise UserError(
-                f"Training and test data have different classes ({', '.join(odd[:5])} in one of them only): make the "
-                f"folders below dataloader.train.dataset.names.root and dataloader.test.dataset.names.root agree."
-            )
+        _require_same_classes(names, tested)
+        mapper = self.cfg.dataloader.train.get("mapper") or {}
+        if mapper.get("use_instance_mask"):
+            require_masks(_names(self.cfg.dataloader.train.dataset), mapper.get("instance_mask_format", "polygon"))
         for node, key in list(_class_counts(self.cfg.model)):
             if node[key] is None:
                 node[key] = len(names)
@@ -109,22 +131,26 @@ class LazyRun:
         return names
 
     def build_model(self) -> nn.Module:
-        return instantiate(self.cfg.model).to(self.device)
+        with named_errors_of("model"):
+            return instantiate(self.cfg.model).to(self.device)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         self.cfg.optimizer.params.model = model
-        optimizer = instantiate(self.cfg.optimizer)
+        with named_errors_of("optimizer"):
+            optimizer = instantiate(self.cfg.optimizer)
         self.cfg.optimizer.params.pop("model")
         limit = self.cfg.train.get("clip_grad_norm")
         return clip_global_norm(optimizer, limit) if limit else optimizer
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         """A fvcore ParamScheduler; Detectron2's LRScheduler hook wraps it."""
-        return instantiate(self.cfg.lr_multiplier)
+        with named_errors_of("lr_multiplier"):
+            return instantiate(self.cfg.lr_multiplier)
 
-    def build_train_loader(self) -> Iterable:
+    def build_train_loader(self, seed: int) -> Iterable:
+        """A `TrainStream`; where the config has a loader of its own, that one."""
         with _named_data_errors(self.cfg.dataloader.train.dataset.get("names")):
-            return _build_loader(self.cfg.dataloader.train)
+            return _build_loader(self.cfg.dataloader.train, seed)
 
     def build_test_sets(self, folder: str | None) -> Iterator[tuple[str, Iterable, DatasetEvaluator]]:
         """(name, loader, evaluator); evaluators that have an `output_dir` write below `folder`."""
@@ -161,31 +187,60 @@ class CfgRun:
         self.log_period = 20
         self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
         self.max_to_keep = None
-        self.amp = cfg.SOLVER.AMP.ENABLED
+        self.amp = amp_dtype(cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE, "SOLVER.AMP.DTYPE")
+        self.sync_normalizers = cfg.SOLVER.SYNC_NORMALIZERS
         self.ddp = {"broadcast_buffers": False}
         self.ema_decay = None
+        self.batch_size = cfg.SOLVER.IMS_PER_BATCH
 
-    def use_own_data(self, train_json: str, train_images: str, val_json: str, val_images: str):
+    def use_own_data(
+        self, train_json: str, train_images: str, val_json: str, val_images: str, skip_bad_records: bool = False
+    ) -> None:
         own = self.cfg.DATASETS.OWN
         own.TRAIN_JSON, own.TRAIN_IMAGES = map(os.path.abspath, (train_json, train_images))
         own.VAL_JSON, own.VAL_IMAGES = map(os.path.abspath, (val_json, val_images))
-        self.cfg.DATASETS.TRAIN = (register_coco_set(own.TRAIN_JSON, own.TRAIN_IMAGES),)
-        self.cfg.DATASETS.TEST = (register_coco_set(own.VAL_JSON, own.VAL_IMAGES),)
-        if self.cfg.MODEL.MASK_ON:
-            require_masks(own.TRAIN_JSON)
-        count = len(class_names(list(self.cfg.DATASETS.TRAIN)))
+        own.SKIP_BAD_RECORDS = skip_bad_records
+        self._use_own_sets()
+
+    def _use_own_sets(self) -> None:
+        train, test = self._register_own_sets()
+        self.cfg.DATASETS.TRAIN, self.cfg.DATASETS.TEST = (train,), (test,)
+        count = len(class_names([train]))
         self.cfg.MODEL.ROI_HEADS.NUM_CLASSES = self.cfg.MODEL.RETINANET.NUM_CLASSES = count
+
+    def skip_bad_records(self) -> None:
+        if not self.cfg.DATASETS.OWN.TRAIN_JSON:
+            raise UserError("--skip-bad-records is for own data: add --train-json and the other three flags.")
+        self.cfg.DATASETS.OWN.SKIP_BAD_RECORDS = True
+        self._use_own_sets()  # they have other names then
 
     def register_data(self) -> None:
         """Register the sets of DATASETS.OWN, as every process must."""
+        if any(self.cfg.DATASETS.OWN[key] for key in map(str.upper, OWN_DATA_FLAGS)):
+            self._register_own_sets()
+
+    def _register_own_sets(self) -> list[str]:
+        """Names of the training and the validation set."""
         own = self.cfg.DATASETS.OWN
-        if own.TRAIN_JSON:
-            register_coco_set(own.TRAIN_JSON, own.TRAIN_IMAGES)
-            register_coco_set(own.VAL_JSON, own.VAL_IMAGES)
+        files = {key: own[key] for key in map(str.upper, OWN_DATA_FLAGS)}
+        if empty := [key for key, value in files.items() if not value]:
+            raise UserError(f"DATASETS.OWN needs its four paths; {', '.join(empty)} is empty.")
+        return [
+            register_coco_set(json_file, images, skip_bad_records=own.SKIP_BAD_RECORDS)
+            for json_file, images in ((own.TRAIN_JSON, own.TRAIN_IMAGES), (own.VAL_JSON, own.VAL_IMAGES))
+        ]
+
+    def leave_out_bad_records(self, folder: str | None, train: bool) -> None:
+        names = [*(self.cfg.DATASETS.TRAIN if train else ()), *self.cfg.DATASETS.TEST]
+        leave_out_bad_pictures(names)
+        report_skipped(names, folder)
 
     def check_classes(self) -> list[str]:
         names = class_names(list(self.cfg.DATASETS.TRAIN))
-        class_names(list(self.cfg.DATASETS.TEST))
+        for name in self.cfg.DATASETS.TEST:
+            _require_same_classes(names, class_names([name]))
+        if self.cfg.MODEL.MASK_ON:
+            require_masks(self.cfg.DATASETS.TRAIN, self.cfg.INPUT.MASK_FORMAT)
         dense = _is_dense(self.cfg.MODEL.META_ARCHITECTURE)
         key = "MODEL.RETINANET.NUM_CLASSES" if dense else "MODEL.ROI_HEADS.NUM_CLASSES"
         node = self.cfg.MODEL.RETINANET if dense else self.cfg.MODEL.ROI_HEADS
@@ -195,23 +250,28 @@ class CfgRun:
         return names
 
     def build_model(self) -> nn.Module:
-        return build_model(self.cfg)
+        with named_errors_of("MODEL"):
+            return build_model(self.cfg)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(self.cfg, model)
+        with named_errors_of("SOLVER"):
+            optimizer = build_optimizer(self.cfg, model)
         limit = self.cfg.SOLVER.CLIP_GRADIENTS.GLOBAL_NORM
         return clip_global_norm(optimizer, limit) if limit else optimizer
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        return build_lr_scheduler(self.cfg, optimizer)
+        with named_errors_of("SOLVER"):
+            return build_lr_scheduler(self.cfg, optimizer)
 
-    def build_train_loader(self) -> Iterable:
+    def build_train_loader(self, seed: int) -> Iterable:
+        mapper = NamedErrors(DatasetMapper(self.cfg, is_train=True), self.cfg.DATASETS.TRAIN)
         with _named_data_errors(self.cfg.DATASETS.TRAIN):
-            return build_detection_train_loader(self.cfg, mapper=NamedErrors(DatasetMapper(self.cfg, is_train=True)))
+            stream = stream_of_cfg(self.cfg, mapper, seed)
+            return build_detection_train_loader(self.cfg, mapper=mapper) if stream is None else stream
 
     def build_test_sets(self, folder: str | None) -> Iterator[tuple[str, Iterable, DatasetEvaluator]]:
         for name in self.cfg.DATASETS.TEST:
-            mapper = NamedErrors(DatasetMapper(self.cfg, is_train=False))
+            mapper = NamedErrors(DatasetMapper(self.cfg, is_train=False), [name])
             loader = build_detection_test_loader(self.cfg, name, mapper=mapper)
             several = folder is not None and len(self.cfg.DATASETS.TEST) > 1
             yield name, loader, _evaluator_of(name, os.path.join(folder, name) if several else folder)
@@ -228,11 +288,12 @@ def make_run(cfg: DictConfig | CfgNode) -> Run:
     return CfgRun(cfg) if isinstance(cfg, CfgNode) else LazyRun(cfg)
 
 
-def _lazy_coco_set(json_file: str, images: str) -> dict:
+def _lazy_coco_set(json_file: str, images: str, skip_bad_records: bool) -> dict:
     return {
         "_target_": register_coco_set,
         "json_file": os.path.abspath(json_file),
         "image_root": os.path.abspath(images),
+        "skip_bad_records": skip_bad_records,
     }
 
 
@@ -240,12 +301,23 @@ def _target(node: DictConfig):
     return locate(node._target_) if isinstance(node._target_, str) else node._target_
 
 
-def _build_loader(node: DictConfig) -> Iterable:
-    """Instantiate a loader with its mapper wrapped in `NamedErrors`."""
+def _names(dataset: DictConfig) -> list[str]:
+    """Names of the data sets of a loader's `dataset`, own data registered; [] where it is another kind of data set."""
+    names = instantiate(dataset.get("names"))
+    if names is None:
+        return []
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _build_loader(node: DictConfig, seed: int | None = None) -> Iterable:
+    """Instantiate a loader, its mapper wrapped in `NamedErrors`. With `seed`, Detectron2's becomes a `TrainStream`."""
     parts = {k: instantiate(node[k]) for k in node if k != "_target_"}
     if "mapper" in parts:
-        parts["mapper"] = NamedErrors(parts["mapper"])
-    return _target(node)(**parts)
+        parts["mapper"] = NamedErrors(parts["mapper"], _names(node.dataset))
+    target = _target(node)
+    if seed is None or target is not build_detection_train_loader or isinstance(parts["dataset"], IterableDataset):
+        return target(**parts)
+    return TrainStream(**{**parts, "seed": seed})
 
 
 @contextlib.contextmanager
@@ -285,8 +357,21 @@ def class_names(names: list[str]) -> list[str]:
     return list(MetadataCatalog.get(names[0]).get("thing_classes", [])) if names else []
 
 
+def _require_same_classes(names: list[str], tested: list[str]) -> None:
+    if names and tested and names != tested:
+        odd = sorted(set(names) ^ set(tested))
+        what = f"{', '.join(odd[:5])} in one of them only" if odd else "the same ones in another order"
+        raise UserError(
+            f"Training and test data have different classes ({what}): make the categories of the two annotation files, "
+            f"or the folders of a classifier's images, agree."
+        )
+
+
 def _is_dense(meta_architecture: str) -> bool:
     """Whether MODEL.RETINANET holds its number of classes; MODEL.ROI_HEADS does otherwise."""
+    if meta_architecture not in META_ARCH_REGISTRY:
+        hint = nearest(meta_architecture, [name for name, _ in META_ARCH_REGISTRY]) or "."
+        raise UserError(f"MODEL.META_ARCHITECTURE {meta_architecture!r} is not registered{hint}")
     registered = META_ARCH_REGISTRY.get(meta_architecture)
     return isinstance(registered, type) and issubclass(registered, DenseDetector)
 

@@ -5,21 +5,23 @@ import functools
 import glob
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
 from urllib.parse import urlparse
 
 import torch
-import torch.distributed as dist
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from shared import engine
+from shared.data.coco_sets import FLAG
 from shared.errors import EXIT_CODE, UserError
+from shared.files import disk_errors
 from shared.training.run import OWN_DATA_FLAGS, Run
 
 EPILOG = """\
@@ -28,16 +30,18 @@ examples:
   train_net.py --config-file configs/quickstart.py --eval-only train.init_checkpoint=output/model_final.pth
   train_net.py --config-file configs/classification/digits_resnet.py
   train_net.py --config-file configs/baselines/faster_rcnn_r50_fpn_1x.py --num-gpus 8
+  train_net.py --config-file configs/quickstart_bottleneck.py --with msfm depla_fpn train.output_dir=runs/both
   train_net.py --config-file configs/quickstart.py --train-json a.json --train-images a/ \\
       --val-json b.json --val-images b/ train.output_dir=runs/own
   torchrun --nproc-per-node 8 train_net.py --config-file configs/baselines/retinanet_r50_fpn_1x.py
 
-A .py config is code: run only files that you trust.
+A .py config is code: run only files that you trust. A .yaml config cannot bring code of its own: it calls what the
+collection's configs are made of; DETECTION_TRUST=PACKAGE,... in the environment adds packages of yours.
 """
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Detectron2's arguments, --dry-run and own data; overrides may stand anywhere among them."""
+    """Detectron2's arguments, --dry-run, --with and own data; overrides may stand anywhere among them."""
     parser = default_argument_parser(epilog=EPILOG)
     opts = next(action for action in parser._actions if action.dest == "opts")
     opts.nargs, opts.metavar, opts.help = "*", "KEY=VALUE", "overrides of the config"
@@ -46,10 +50,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="build everything, do one training and one evaluation step, print sizes, exit",
     )
+    parser.add_argument(
+        "--with",
+        dest="methods",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METHOD",
+        help="methods to combine with a LazyConfig's model; python -m projects.combine lists them",
+    )
     own = parser.add_argument_group("own data, in COCO's format (all four together)")
     for flag in OWN_DATA_FLAGS:
         own.add_argument("--" + flag.replace("_", "-"), default="", metavar="PATH")
-    return parser.parse_intermixed_args(argv)
+    own.add_argument(FLAG, action="store_true", help="leave bad records out, and say which, instead of stopping")
+    args = parser.parse_intermixed_args(argv)
+    args.opts = [word for word in args.methods if "=" in word] + args.opts  # --with takes what follows it
+    args.methods = [word for word in args.methods if "=" not in word]
+    return args
 
 
 def own_data(args: argparse.Namespace) -> dict[str, str]:
@@ -64,17 +81,36 @@ def own_data(args: argparse.Namespace) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------- checks before any process starts
-def check_device(device: str, num_gpus: int, key: str, amp: bool = False) -> None:
-    """UserError where the config wants GPUs that this machine lacks, or mixed precision on a CPU."""
+def check_device(device: str, num_gpus: int, key: str, amp: torch.dtype | None = None) -> None:
+    """UserError where the config wants GPUs that this machine lacks, or float16 on a CPU."""
     if not device.startswith("cuda"):
-        if amp:
-            raise UserError(f"Mixed precision training needs a GPU, but {key} is {device!r}: turn it off.")
+        if amp == torch.float16:
+            amp_key = "train.amp.dtype" if key == "train.device" else "SOLVER.AMP.DTYPE"
+            raise UserError(
+                f"Mixed precision training in float16 needs a GPU, but {key} is {device!r}: set {amp_key}=bfloat16 or "
+                f"turn it off."
+            )
         return
     have = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if have == 0:
         raise UserError(f"{key} is {device!r}, but no GPU is available here: set {key}=cpu.")
     if num_gpus > have:
         raise UserError(f"--num-gpus {num_gpus}, but this machine has {have}.")
+
+
+def check_processes(args: argparse.Namespace, batch_size: int) -> None:
+    """UserError for counts of processes and machines that make no sense, or that do not divide the batch."""
+    for flag in ("num_gpus", "num_machines"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}.")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank must be from 0 to {args.num_machines - 1} for {args.num_machines} machine(s), "
+            f"got {args.machine_rank}."
+        )
+    processes = args.num_gpus * args.num_machines
+    if batch_size % processes:
+        raise UserError(f"A batch of {batch_size} images cannot be shared evenly by {processes} processes.")
 
 
 def check_port(dist_url: str, machine_rank: int) -> None:
@@ -115,61 +151,37 @@ def check_output_dir(folder: str, resume: bool) -> None:
         raise UserError(f"Output folder {folder!r} cannot be written to.")
 
 
-# ---------------------------------------------------------------- processes
-def run_processes(main: Callable, args: argparse.Namespace, *main_args) -> None:
-    """Call `main(*main_args)` in every process: here, under torchrun, or in processes of our own."""
-    if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        _join_torchrun()
-        _in_process(main, *main_args)
-        return
-    if args.num_gpus * args.num_machines > 1:
-        check_port(args.dist_url, args.machine_rank)
-    launch(
-        _in_process,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(main, *main_args),
-    )
-
-
-def _in_process(main: Callable, *args) -> None:
-    """`main(*args)`; then leave the process group: its threads may abort a process that just exits."""
-    try:
-        main(*args)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def _join_torchrun() -> None:
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-
-
+# ---------------------------------------------------------------- errors
 def sentence_of(e: BaseException) -> str:
-    """The sentence of a `UserError`, also of one that a data loader's worker raised."""
-    text = str(e)
-    marker = f"{UserError.__name__}: "
-    return text.rpartition(marker)[2].strip() if marker in text else text
+    """The sentence of a `UserError`, also of one that a data loader's worker raised, on one line. What no terminal
+    should get to see, such as an escape sequence in a file's name, is written out."""
+    text = str(e).rpartition(f"{UserError.__name__}: ")[2]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def exit_on_user_error(function: Callable) -> Callable:
-    """Print a UserError's sentence to stderr and exit with code 2; so also for child processes."""
+    """Print a UserError's sentence to stderr, as the last line, and exit with its code; so also for child processes.
+
+    Exit codes: 2 for what the user has to mend, a full disk or a loss that is not finite included; 128 + the signal's
+    number where a signal ended the run (143 SIGTERM, 130 Ctrl-C, 129 SIGHUP).
+    """
 
     @functools.wraps(function)  # child processes find the wrapped function by its name
     def wrapped(*args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except (UserError, engine.EngineError) as e:
-            print(f"error: {sentence_of(e)}", file=sys.stderr, flush=True)
+        except UserError as e:
+            if not e.everywhere or comm.is_main_process():
+                print(f"{e.label}: {sentence_of(e)}", file=sys.stderr, flush=True)
+            if e.everywhere:
+                comm.synchronize()  # whoever exits first lets the launcher end the others
+            sys.exit(e.exit_code)
+        except engine.EngineError as e:
+            print(f"error: {e}", file=sys.stderr, flush=True)
             sys.exit(EXIT_CODE)
-        except torch.multiprocessing.ProcessExitedException as e:
-            sys.exit(e.exit_code)  # the child has said why
+        except KeyboardInterrupt:
+            print("stopped: SIGINT.", file=sys.stderr, flush=True)
+            sys.exit(128 + signal.SIGINT)
 
     return wrapped
 
@@ -178,25 +190,27 @@ def exit_on_user_error(function: Callable) -> Callable:
 def start_log(run: Run, folder: str, config_file: str) -> None:
     """Log to the screen and `folder`, write `config.yaml` there, seed every generator."""
     rank = comm.get_rank()
-    os.makedirs(folder, exist_ok=True)
-    for name in ("fvcore", "shared", "projects"):
-        setup_logger(folder, distributed_rank=rank, name=name)
-    logger = setup_logger(folder, distributed_rank=rank)
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_not_a_user_error)
-    logger.info("Engine:\n%s", engine.describe())
-    logger.info("Environment:\n%s", collect_env_info())
-    if comm.is_main_process():
-        _save_config(run, os.path.join(folder, "config.yaml"))
-        logger.info("Config %s resolved to %s", config_file, os.path.join(folder, "config.yaml"))
+    with disk_errors(folder):
+        os.makedirs(folder, exist_ok=True)
+        loggers = [setup_logger(folder, distributed_rank=rank, name=name) for name in ("fvcore", "shared", "projects")]
+        logger = setup_logger(folder, distributed_rank=rank)
+        for handler in (handler for one in (*loggers, logger) for handler in one.handlers):
+            handler.handleError = _log_error
+        logger.info("Engine:\n%s", engine.describe())
+        logger.info("Environment:\n%s", collect_env_info())
+        if comm.is_main_process():
+            _save_config(run, os.path.join(folder, "config.yaml"))
+            logger.info("Config %s resolved to %s", config_file, os.path.join(folder, "config.yaml"))
     seed_all_rng(None if run.seed < 0 else run.seed + rank)
     if run.float32_precision:
         torch.set_float32_matmul_precision(run.float32_precision)
     torch.backends.cudnn.benchmark = run.cudnn_benchmark
 
 
-def _not_a_user_error(record: logging.LogRecord) -> bool:
-    """The training loop logs the traceback of what stops it; a UserError's sentence is enough."""
-    return not (record.exc_info and UserError.__name__ in str(record.exc_info[0]))
+def _log_error(record: logging.LogRecord) -> None:
+    """No traceback for each line that a full disk has no room for: the run's next file ends it with a sentence."""
+    if not isinstance(sys.exc_info()[1], OSError):
+        logging.lastResort.handleError(record)
 
 
 def _save_config(run: Run, file: str) -> None:

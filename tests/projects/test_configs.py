@@ -7,9 +7,16 @@ from shared.config import load_config
 from shared.training.run import make_run
 from tests.paths import ROOT
 
+FOLDERS = (
+    "configs/baselines/*",
+    "configs/classification/*",
+    "configs/combined/*",
+    "configs/*.py",
+    "projects/*/configs/*",
+)
 CONFIGS = sorted(
     str(p.relative_to(ROOT))
-    for pattern in ("configs/baselines/*", "configs/classification/*", "configs/*.py", "projects/*/configs/*")
+    for pattern in FOLDERS
     for p in ROOT.glob(pattern)
     if p.suffix in (".py", ".yaml") and not p.name.startswith("_")
 )

@@ -21,7 +21,8 @@ from tests.projects.test_configs import CONFIGS
 
 CLASSIFIERS = ("imagenet", "cifar10", "digits")
 DIGITS = [c for c in CONFIGS if "digits" in c]
-DETECTORS = [c for c in CONFIGS if c.startswith("projects/") and not any(name in c for name in CLASSIFIERS)]
+METHODS = ("projects/", "configs/combined/")
+DETECTORS = [c for c in CONFIGS if c.startswith(METHODS) and not any(name in c for name in CLASSIFIERS)]
 # at another size the same model
 TWICE = [c for c in DETECTORS if "_800" in c and c.replace("_800", "_512") in DETECTORS]
 # with another depth, which `shrink` takes away, or another schedule
@@ -46,6 +47,9 @@ def shrink(cfg):
             stages.update(res2_channels=64, width_per_group=16)
             stages.deform_on_per_stage = [False] * 4  # upstream's have no CPU form
             stages.msfm.ratios = [r // 4 for r in stages.msfm.ratios]
+        elif "msfm" in backbone:  # the same, combined
+            backbone.stages = L(resnet_stages)(depth=50, res2_channels=64, width_per_group=16, norm="FrozenBN")
+            backbone.msfm.ratios = [r // 4 for r in backbone.msfm.ratios]
         else:
             backbone.stages = L(resnet_stages)(depth=18, res2_channels=64, norm="FrozenBN")
         top = cfg.model.backbone.get("top_block") or {}

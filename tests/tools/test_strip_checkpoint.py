@@ -7,6 +7,7 @@ from torch import nn
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling.roi_heads import StandardROIHeads
 from shared.training_only import training_only_prefixes
+from shared.trust import VARIABLE
 from tests.paths import ROOT
 from tools import strip_checkpoint
 
@@ -32,8 +33,9 @@ class HeadsWithTeacher(StandardROIHeads):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     """A run's config.yaml and checkpoint, of a model with a teacher."""
+    monkeypatch.setenv(VARIABLE, "tests")  # whose class the .yaml names
     cfg = LazyConfig.load(LAZY)
     cfg.model.roi_heads._target_ = f"{__name__}.HeadsWithTeacher"
     for part in (cfg.dataloader.train, cfg.dataloader.test):

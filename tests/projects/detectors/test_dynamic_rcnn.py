@@ -61,8 +61,9 @@ def make_heads(cls=DynamicROIHeads, **changes):
 
 def labelled(boxes, gt_boxes, classes):
     """Sampled proposals of one image, each with its ground truth."""
-    p = Instances(SIZE, proposal_boxes=Boxes(torch.tensor(boxes)), gt_classes=torch.tensor(classes))
-    p.gt_boxes = Boxes(torch.tensor(gt_boxes))
+    boxes, gt_boxes = (torch.tensor(x).reshape(-1, 4) for x in (boxes, gt_boxes))
+    p = Instances(SIZE, proposal_boxes=Boxes(boxes), gt_classes=torch.tensor(classes, dtype=torch.int64))
+    p.gt_boxes = Boxes(gt_boxes)
     return p
 
 
@@ -260,18 +261,36 @@ def test_detections_are_those_of_faster_rcnn():
         assert torch.equal(one.scores, two.scores) and torch.equal(one.pred_classes, two.pred_classes)
 
 
+# Of two images and two iterations: the IoU (nan: no objects), and shifts in x of positives of 20 px, whose errors are
+# a quarter of the shift
+TWO_IMAGES = [([0.5, 0.6], [[1.0, 4.0, 8.0], [3.0]]), ([0.9, NAN], [[2.0, 12.0, 16.0], []])]
+
+
+def run_iterations(statistics, images):
+    """Rank 1 of the errors per image."""
+    for iteration in range(2):
+        proposals = []
+        for _, shifts in images:
+            boxes = torch.tensor([[10.0, 10.0, 30.0, 30.0]]).repeat(len(shifts[iteration]), 1)
+            moved = boxes + torch.tensor(shifts[iteration])[:, None] * torch.tensor([1.0, 0.0, 1.0, 0.0])
+            proposals.append(labelled(boxes.tolist(), moved.tolist(), [0] * len(boxes)))
+        error = topk_error(proposals, 3, TRANSFORM, 1, statistics.sync)
+        ious = [torch.tensor(iou[iteration]) for iou, _ in images if not math.isnan(iou[iteration])]
+        statistics.record(ious, error)
+    return statistics.threshold, statistics.beta
+
+
 def run_process(rank, folder, sync):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    statistics = make_statistics(2, sync=sync)
-    ious, errors = (([0.5, 0.6], [0.1, 0.2]), ([0.9, NAN], [0.6, NAN]))[rank]
-    feed(statistics, ious, errors)
-    torch.save((statistics.threshold, statistics.beta), folder / f"{rank}.pt")
+    found = run_iterations(make_statistics(2, sync=sync, beta=9.0), TWO_IMAGES[rank : rank + 1])
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("sync", [True, False])
 def test_two_processes(tmp_path, sync):
-    """Together: mean (.5 + .6 + .9) / 3 = 2 / 3, median of .1, .2, .6: .2. Alone: .55, .15 and .9, .6."""
+    """Together: I_t .7 and .6, mean .65; E_t the 2nd of .25, .5, 1, 2, 3, 4 and .75, the only one: median .625.
+    Alone: .5 and .6, .25 and .75: .55, .5; .9, .5."""
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=run_process, args=(rank, tmp_path, sync)) for rank in range(2)]
     for worker in workers:
@@ -280,7 +299,9 @@ def test_two_processes(tmp_path, sync):
         worker.join(60)
         assert worker.exitcode == 0
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    wanted = [(2 / 3, 0.2), (2 / 3, 0.2)] if sync else [(0.55, 0.15), (0.9, 0.6)]
+    whole = run_iterations(make_statistics(2, beta=9.0), TWO_IMAGES)
+    wanted = [whole, whole] if sync else [(0.55, 0.5), (0.9, 0.5)]
+    assert whole == pytest.approx((0.65, 0.625), abs=1e-6)
     assert [v for pair in found for v in pair] == pytest.approx([v for pair in wanted for v in pair], abs=1e-6)
 
 

@@ -1,29 +1,18 @@
 """One process of test_distributed: steps of the intertwiner under DDP, of one process with the whole batch or of two
 with an image each. Writes buffers, losses and gradients of all cases to {folder}/{world size}_{rank}.pt."""
 
-import os
-import sys
+from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-sys.path.insert(0, os.getcwd())
-import projects  # noqa: E402, F401  chooses the engine
-from detectron2.utils.events import EventStorage  # noqa: E402
-from projects.InterNet import MakeUp  # noqa: E402
-from projects.InterNet.intertwiner import Foreground  # noqa: E402
-from tests.projects.internet.parts import (  # noqa: E402
-    CHANNELS,
-    SIDES,
-    SIZE,
-    make_critic,
-    make_intertwiner,
-    make_maps,
-    make_pooler,
-    square,
-)
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from projects.InterNet import MakeUp
+from projects.InterNet.intertwiner import Foreground
+
+from .parts import CHANNELS, SIDES, SIZE, make_critic, make_intertwiner, make_maps, make_pooler, square
 
 # Sides and classes of both images' foreground, per iteration: large ones in both, in one, in none; nothing at all
 ITERATIONS = [
@@ -109,18 +98,6 @@ def run(case, rank, world):
     return result
 
 
-def main(folder):
-    torch.set_num_threads(1)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        dist.init_process_group("gloo")
-    rank = dist.get_rank() if world > 1 else 0
-    try:
-        torch.save({case: run(case, rank, world) for case in CASES}, os.path.join(folder, f"{world}_{rank}.pt"))
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+def main(folder: Path) -> None:
+    rank, world = comm.get_rank(), comm.get_world_size()
+    torch.save({case: run(case, rank, world) for case in CASES}, folder / f"{world}_{rank}.pt")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.projects.two_processes import run_in_two
+from tests.processes import run_forked
 
 from . import ddp_worker
 from .ddp_worker import CASES, ITERATIONS
@@ -17,8 +17,8 @@ def results(tmp_path_factory):
     """Per case and iteration: what one process, and each of two, saw. One image has no large RoI in iterations 0, 2
     and 4; a hang ends in the timeout."""
     folder = tmp_path_factory.mktemp("ddp")
-    ddp_worker.main(str(folder))
-    run_in_two(ddp_worker.__file__, str(folder))
+    ddp_worker.main(folder)
+    run_forked(2, ddp_worker.main, folder, folder)
     return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1_0", "2_0", "2_1")]
 
 

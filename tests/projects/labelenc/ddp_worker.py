@@ -1,17 +1,15 @@
 """One process of test_distributed: iterations of step 1 and step 2 on one image, alone or under DDP with another
 process's. Writes losses, gradients and the normalizer to {folder}/{world size}_{image}.pt."""
 
-import os
-import sys
+from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-sys.path.insert(0, os.getcwd())
-import projects  # noqa: E402, F401  chooses the engine
-from detectron2.utils.events import EventStorage  # noqa: E402
-from tests.projects.labelenc.hosts import enc_host, make_batch  # noqa: E402
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from .hosts import enc_host, make_batch
 
 CASES = {  # LabelEnc's arguments, and iterations without and with the distance
     "step 1": ({"aug_step1": False}, (1, 2)),
@@ -38,19 +36,7 @@ def run(case, image, wrap):
     return result
 
 
-def main(folder):
-    torch.set_num_threads(1)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        dist.init_process_group("gloo")
-    images = [dist.get_rank()] if world > 1 else [0, 1]
-    try:
-        for image in images:
-            torch.save({case: run(case, image, world > 1) for case in CASES}, f"{folder}/{world}_{image}.pt")
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+def main(folder: Path) -> None:
+    world = comm.get_world_size()
+    for image in [comm.get_rank()] if world > 1 else [0, 1]:
+        torch.save({case: run(case, image, world > 1) for case in CASES}, folder / f"{world}_{image}.pt")

@@ -106,6 +106,7 @@ def test_phases_follow_the_length_of_the_run():
 # ---------------------------------------------------------------- models
 RETINANET, FCOS, FASTER = 17_907_712, 13_778_944, 13_254_656  # encoder with its FPN
 ADAPT = 3 * (9 * 256 * 256 + 256)
+DCN = sum(blocks * (9 * width + 1) * 27 for blocks, width in ((4, 128), (23, 256), (3, 512)))
 SIZES = {
     "retinanet_r50_fpn_1x": 37_915_572,
     "retinanet_r101_fpn_2x": 56_855_476,
@@ -127,6 +128,10 @@ SIZES = {
     "fcos_step2_r50": 32_244_245 + FCOS + ADAPT,
     "faster_rcnn_step1_r50": 41_699_936 + FASTER + ADAPT,
     "mask_rcnn_step2_r50": 44_343_216 + FASTER + ADAPT,
+    # modulated deformable convolutions in all 30 blocks of res3 to res5, each with an offset branch of 27 channels
+    "retinanet_step2_r101_dcn": 56_855_476 + DCN + RETINANET + ADAPT,
+    "fcos_step2_r101_dcn": 51_184_149 + DCN + FCOS + ADAPT,
+    "faster_rcnn_step2_r101_dcn": 60_639_840 + DCN + FASTER + ADAPT,
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.projects.two_processes import run_in_two
+from tests.processes import run_forked
 
 from . import ddp_worker
 from .ddp_worker import CASES
@@ -13,8 +13,8 @@ from .ddp_worker import CASES
 def results(tmp_path_factory):
     """Per case and iteration, of image 0 and 1: by one process after the other, and by two together."""
     folder = tmp_path_factory.mktemp("ddp")
-    ddp_worker.main(str(folder))
-    run_in_two(ddp_worker.__file__, str(folder))
+    ddp_worker.main(folder)
+    run_forked(2, ddp_worker.main, folder, folder)
     return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1_0", "1_1", "2_0", "2_1")]
 
 

@@ -228,6 +228,19 @@ def test_teacher_in_its_own_normalisation_and_channel_order(teacher):
     assert all(torch.equal(targets[level], wanted[level]) for level in wanted)
 
 
+def test_student_that_does_not_know_its_channel_order(teacher):
+    """FCOS has no input_format: LabelEnc's says it, and the teacher sees its own order."""
+    files, model = teacher
+    like = model.backbone(model.preprocess_image(make_batch()).tensor)
+    rgb = [{**x, "image": x["image"].flip(0)} for x in make_batch()]
+    student = enc_host("fcos", mode="kd", input_format="RGB", **files)
+    targets = student.label_enc.teacher.features(student, rgb, like)
+    assert all(torch.equal(targets[level], like[level]) for level in like)
+    student = enc_host("fcos", mode="kd", **files)
+    with pytest.raises(UserError, match="FCOS does not say: set model.label_enc.input_format"):
+        student.label_enc.teacher.features(student, rgb, like)
+
+
 @pytest.mark.parametrize("init_head", [True, False])
 @pytest.mark.parametrize("init_fpn", ["encoder", "none"])
 def test_student_starts_from_its_teacher(teacher, init_head, init_fpn):
@@ -249,7 +262,7 @@ def test_teachers_that_do_not_fit(teacher, tmp_path):
     torch.save({"model": plain_host("fcos").state_dict()}, tmp_path / "fcos.pth")
     with pytest.raises(UserError, match="another architecture"):
         Teacher(files["teacher_config"], str(tmp_path / "fcos.pth")).build()
-    with pytest.raises(ValueError, match="the teacher's maps are .'p3'.*the student's .'p2'"):
+    with pytest.raises(UserError, match="the teacher's maps are .'p3'.*the student's .'p2'"):
         distance_of(enc_host("faster_rcnn_fpn", mode="kd", **files), make_batch())
     student = enc_config("retinanet", mode="kd", **files)
     student.num_classes = 4

@@ -7,6 +7,7 @@ from detectron2.data import DatasetMapper
 from detectron2.structures import BitMasks
 from projects.LabelEnc import LabelMaskMapper
 from projects.LabelEnc.maps import label_maps, object_masks, random_intensities, to_bitmasks
+from shared.errors import UserError
 from tests.scenes import make_coco
 
 from .hosts import CLASSES, enc_host, make_instances
@@ -122,7 +123,7 @@ def test_masks_of_the_mapper_come_first_and_none_is_an_error():
     target.remove("label_masks")
     assert object_masks(target, (32, 32)).any()
     target.remove("gt_masks")
-    with pytest.raises(ValueError, match="use_instance_mask=True"):
+    with pytest.raises(UserError, match="use_instance_mask=True"):
         object_masks(target, (32, 32))
 
 

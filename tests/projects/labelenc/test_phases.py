@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.engine import SimpleTrainer
@@ -58,13 +59,22 @@ def test_terms_of_step2_reach_what_they_should():
     assert not any(p.requires_grad for p in model.label_enc.encoder.parameters())
 
 
+def moved(maps):
+    """Targets unlike the maps that they are for."""
+    return {level: m.detach().roll(1, 1) for level, m in maps.items()}
+
+
 def spy(model, monkeypatch):
     """Names of the parts that ran."""
     calls = []
     render = label_enc_module.label_maps
     monkeypatch.setattr(label_enc_module, "label_maps", lambda *a, **k: calls.append("render") or render(*a, **k))
     for name in ("encoder", "adapt"):
-        getattr(model.label_enc, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+        if getattr(model.label_enc, name) is not None:
+            getattr(model.label_enc, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    monkeypatch.setattr(
+        model.label_enc.teacher, "features", lambda student, batch, like: calls.append("teacher") or moved(like)
+    )
     model.backbone.bottom_up.register_forward_hook(lambda *_: calls.append("backbone"))
     return calls
 
@@ -78,6 +88,9 @@ def spy(model, monkeypatch):
         ("step2", 0, ["backbone", "render", "encoder", "adapt"]),
         ("step2", 2, ["backbone", "render", "encoder", "adapt"]),
         ("step2", 3, ["backbone"]),
+        ("kd", 0, ["backbone", "teacher", "adapt"]),
+        ("kd", 2, ["backbone", "teacher", "adapt"]),
+        ("kd", 3, ["backbone"]),
     ],
 )
 def test_phases(mode, iteration, ran, monkeypatch):
@@ -87,7 +100,7 @@ def test_phases(mode, iteration, ran, monkeypatch):
     losses = losses_of(model, iteration)
     assert calls == ran
     assert (losses[DIS] == 0) == ("adapt" not in ran)
-    assert losses.keys() == losses_of(enc_host(mode=mode), 2).keys()
+    assert losses.keys() == losses_of(model, 2).keys()
     sum(losses.values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
@@ -104,6 +117,25 @@ def test_reconstruction_alone_leaves_the_backbone_out(monkeypatch):
     full = losses_of(enc_host(), 5)
     assert all(torch.equal(full[name], loss) for name, loss in losses.items())
     assert model.loss_normalizer == 0.9 * 100 + 0.1 * 73  # positive anchors, which a first pass has not counted
+
+
+def test_switches_of_the_distance():
+    """dist_norm, dist_reduction, adapt_convs, adapt_shared: by hand from the model's own maps."""
+    model = enc_host(mode="step2", dist_norm="c", dist_reduction="sum", adapt_shared=False, adapt_convs=1)
+    kernels = [p for p in model.label_enc.adapt.parameters() if p.dim() == 4]
+    assert len(kernels) == 5  # one convolution for each level
+    with torch.no_grad():
+        for kernel in kernels:
+            kernel.normal_(std=0.1)
+    got = losses_of(model, 0)[DIS]
+    images = model.preprocess_image(make_batch())
+    with torch.no_grad():
+        features = model.backbone(images.tensor)
+        encoded = model.label_enc.encode([x["instances"] for x in make_batch()], images.tensor.shape[-2:])
+        adapted = model.label_enc.adapt(features)
+        normal = [{k: F.layer_norm(v.movedim(1, 3), v.shape[1:2]) for k, v in m.items()} for m in (adapted, encoded)]
+        expected = sum((normal[0][k] - normal[1][k]).square().sum() for k in encoded) / 2  # mean over the images
+    torch.testing.assert_close(got, expected)
 
 
 def test_weights_scale_their_terms():

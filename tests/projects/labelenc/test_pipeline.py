@@ -190,6 +190,17 @@ def planned(monkeypatch, folder, *arguments):
     return [name for name, _, _ in steps.parts()], commands
 
 
+def test_overrides_of_the_module_reach_the_parts_that_have_one(monkeypatch, tmp_path):
+    """Neither a teacher nor the plain host has LabelEnc's module."""
+    arguments = "--step1", PLAIN, "--step2", KD, "--plain", PLAIN, "model.label_enc.warmup_iters=3"
+    _, commands = planned(monkeypatch, tmp_path, *arguments)
+    assert ["model.label_enc.warmup_iters=3" in commands[part] for part in ("step 1", "step 2", "evaluation")] == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_commands_with_a_teacher(monkeypatch, tmp_path):
     names, commands = planned(monkeypatch, tmp_path, "--step1", PLAIN, "--step2", KD, "--plain", PLAIN)
     assert names == ["step 1", "step 2", "strip", "evaluation"]

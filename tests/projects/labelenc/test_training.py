@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detectron2.config import LazyConfig
+from detectron2.utils.env import seed_all_rng
 from shared.config import get_collection_cfg
 from shared.errors import UserError
 from shared.training import loop
@@ -49,10 +50,10 @@ def same(a, b):
 def test_two_steps_and_resume(data, tmp_path):
     """Step 1's adaption net rests in the warm-up, 2 of 4 iterations; step 2, with an average of its weights, begins
     from step 1's checkpoint and leaves the encoder as it is; --resume reads no step-1 file."""
-    torch.manual_seed(3)
     run = make(tmp_path / "one", data)
+    run.seed = 3
+    seed_all_rng(run.seed)
     initial = under(run.build_model().state_dict(), "label_enc.adapt.")
-    torch.manual_seed(3)
     loop.train(run, resume=False)
     warm, final = weights(tmp_path / "one", "model_0000001.pth"), weights(tmp_path / "one")
     assert same(under(warm, "label_enc.adapt."), initial) and not same(under(final, "label_enc.adapt."), initial)

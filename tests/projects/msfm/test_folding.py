@@ -50,6 +50,19 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(function, (x, y, *parameters))
 
 
+def test_collinear_channels():
+    """Thin channels that are nearly multiples of one another: a variance that rounds to below 0 makes no NaN."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        direction = torch.randn(1, THIN, 1, generator=rng)
+        y = direction * torch.randn(1, 1, 64, generator=rng) + 1e-5 * torch.randn(1, THIN, 64, generator=rng)
+        across = torch.randn(8, THIN, generator=rng)
+        across -= (across @ direction[0]) * direction[0].T / direction.square().sum()
+        norm = nn.GroupNorm(8, 8)  # one channel a group: no other variance hides it
+        matrix, rows = fold(10 * y, 10 * across, torch.zeros(8), norm)
+        assert matrix.isfinite().all() and rows.isfinite().all()
+
+
 class Adding(nn.Module):
     def __init__(self, conv):
         super().__init__()

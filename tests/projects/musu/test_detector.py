@@ -8,7 +8,9 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.utils.events import EventStorage
 from projects.MuSu import ATSSAssigner, MuSuAssigner, QualityFocal, tiled_anchors
 from projects.MuSu.detector import INITIAL_NORMALIZER
-from projects.MuSu.losses import object_scales
+from projects.MuSu.diagnostics import top_scored
+from projects.MuSu.losses import object_scales, soft_labels
+from shared.errors import UserError
 from tests.projects.musu.nets import CLASSES, make_inputs, tiny_musu
 
 RATIOS = [0.5, 1.0, 2.0]
@@ -208,6 +210,37 @@ def test_inference():
         assert [len(x["instances"]) for x in model(batch)] == [0, 0]
 
 
+def test_nms_is_per_class():
+    """P17: of equal boxes one stays for each class; boxes that overlap less than the threshold all stay."""
+    model = tiny_musu(test_score_thresh=0.3, test_nms_thresh=0.6)
+    features = [torch.zeros(1, 1, side, side) for side in (8, 4)]
+    logits = [torch.full((1, CLASSES, side, side), -10.0) for side in (8, 4)]
+    deltas = [torch.zeros(1, 4, side, side) for side in (8, 4)]
+    anchors = model.anchor_generator(features)[0].tensor.view(8, 8, 4)
+    deltas[0][0, :, 3, 4] = model.box2box_transform.get_deltas(anchors[3, 4][None], anchors[3, 3][None])[0]
+    logits[0][0, 0, 3, 3], logits[0][0, 0, 3, 4], logits[0][0, 2, 3, 4] = 3.0, 2.0, 1.0  # one box; classes 0, 0 and 2
+    logits[0][0, 0, 3, 5] = 0.5  # 24 px wide, 16 px from the first: IoU 0.2
+    images = model.preprocess_image(make_inputs((0,)))
+    found = model.forward_inference(images, features, [logits, deltas])[0]
+    assert found.pred_classes.tolist() == [0, 2, 0]
+    torch.testing.assert_close(found.scores, torch.tensor([3.0, 1.0, 0.5]).sigmoid())
+    torch.testing.assert_close(found.pred_boxes.tensor, anchors[3, [3, 3, 5]])
+
+
+def test_no_object_has_no_top_scored_location():
+    scene, assignment = tiny_musu().assign(make_inputs((0,)))
+    assert len(top_scored(scene).u) == len(assignment.anchors) == 0
+
+
+def test_soft_labels_keep_a_pair_whole():
+    """An anchor in two bags of a class: the larger label with its own scale, not the larger scale."""
+    pair = torch.tensor([5, 5, 6]), torch.tensor([1, 1, 0])
+    kept = soft_labels(*pair, torch.tensor([0.9, 0.4, 0.2]), torch.tensor([0.1, 1.0, 3.0]), CLASSES)
+    assert kept.anchors.tolist() == [5, 6] and kept.classes.tolist() == [1, 0]
+    torch.testing.assert_close(kept.labels, torch.tensor([0.9, 0.2]))
+    torch.testing.assert_close(kept.scales, torch.tensor([0.1, 3.0]))
+
+
 def test_autocast():
     """P15: heads in bfloat16, assignment and losses in float32."""
     model = tiny_musu(norm="GN")
@@ -261,5 +294,5 @@ def test_errors(kwargs, message):
 
 
 def test_head_of_another_number_of_anchors():
-    with pytest.raises(ValueError, match="the head predicts 2 anchors a location, the anchor generator has 3"):
+    with pytest.raises(UserError, match="the head predicts 2 anchors a location, the anchor generator has 3"):
         train_step(tiny_musu(ratios=RATIOS, num_anchors=2), make_inputs())

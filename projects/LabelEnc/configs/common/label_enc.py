@@ -36,4 +36,5 @@ label_enc = L(LabelEnc)(
     init_fpn="encoder",
     teacher_config="",
     teacher_weights="",
+    input_format="",  # RGB or BGR, for "kd" in hosts that do not say it
 )
