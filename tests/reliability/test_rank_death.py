@@ -37,9 +37,8 @@ def run(tmp_path, launcher, processes, part, rank, how):
         start = ["train_net.py", "--num-gpus", str(processes), "--dist-url", "auto"]
     else:
         start = [*TORCHRUN, f"--nproc-per-node={processes}", "train_net.py"]
-    with subprocess.Popen(
-        [sys.executable, *start, *arguments], cwd=ROOT, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE
-    ) as process:
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, *start, *arguments], cwd=ROOT, env=ENVIRONMENT, **pipes) as process:
         while not (tmp_path / "run/died").exists() and process.poll() is None:
             time.sleep(0.1)
         try:
