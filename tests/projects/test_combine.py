@@ -221,6 +221,13 @@ def test_hosts_that_are_a_projects_own_configs():
     assert [block.depla is not None for block in blocks] == [False] * 3 + [True] * 3
 
 
+def test_a_classifier_takes_what_stands_in_a_resnet():
+    cfg = load("configs/classification/digits_resnet_bottleneck")
+    cfg.model = combine(cfg.model, "lip", "msfm", "se_resnet", "depla")
+    block = on_meta(cfg).backbone.res4[0]
+    assert all(hasattr(block, name) for name in ("main_pool", "msfm2", "se", "depla"))
+
+
 def test_labelenc_is_around_every_meta_architecture():
     host = load(BOTTLENECK).model
     for names, knobs, wanted in (
