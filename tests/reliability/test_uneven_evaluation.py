@@ -20,7 +20,7 @@ from tests.scenes import make_coco
 CLASSES, SIZE = 3, 64
 NAMES = ("red", "green", "blue")
 OBJECT = (
-    "<object><name>{}</name><difficult>0</difficult>"
+    "<object><name>{}</name><pose>Left</pose><truncated>0</truncated><difficult>0</difficult>"
     "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
 )
 
