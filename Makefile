@@ -14,7 +14,7 @@ RUN ?= output/quickstart
 quickstart: env
 	$(PY) train_net.py --config-file configs/quickstart.py --resume train.output_dir=$(RUN)
 	$(PY) tools/predict.py --config-file $(RUN)/config.yaml --weights $(RUN)/model_final.pth \
-		--input datasets/digits/*/val --limit 8 --output $(RUN)/predictions
+		--input $${DETECTRON2_DATASETS:-datasets}/digits/*/val --limit 8 --output $(RUN)/predictions --overwrite
 	@$(PY) tools/summary.py $(RUN)
 
 # Quiet unless it fails. Only what changed is compiled again.

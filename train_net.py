@@ -7,13 +7,13 @@ See --help for more; README.md for a tour.
 """
 
 import functools
-import os
 
 import projects  # noqa: F401  first: it chooses the engine and registers every part
 from projects.combine import combine_config
 from shared.checkpoint import check_weights_file
-from shared.config import load_config
+from shared.config import config_text, load_config
 from shared.training import loop, processes, setup
+from shared.training.folder import alone_in_run, evaluation_folder
 from shared.training.run import Run, make_run
 
 
@@ -21,12 +21,15 @@ from shared.training.run import Run, make_run
 def main(run: Run, args) -> None:
     """What every process does."""
     run.register_data()
-    folder = os.path.join(run.output_dir, "inference") if args.eval_only else run.output_dir
-    setup.start_log(run, folder, args.config_file)
-    run.leave_out_bad_records(folder, train=not args.eval_only)
     if args.eval_only:
-        loop.evaluate_only(run)
-    else:
+        folder = evaluation_folder(run)
+        setup.start_log(run, folder, args.config_file)
+        run.leave_out_bad_records(folder, train=False)
+        loop.evaluate_only(run, folder)
+        return
+    with alone_in_run(run.output_dir):
+        setup.start_log(run, run.output_dir, args.config_file)
+        run.leave_out_bad_records(run.output_dir, train=True)
         loop.train(run, args.resume)
 
 
@@ -41,7 +44,8 @@ def checked_run(args) -> Run:
     run.register_data()
     setup.check_device(run.device, args.num_gpus, run.device_key, run.amp)
     run.check_classes()
-    setup.check_processes(args, run.batch_size)
+    setup.check_processes(args, run)
+    config_text(run.cfg)  # which the run will save
     return run
 
 
@@ -56,7 +60,7 @@ def cli(argv: list[str] | None = None) -> None:
     if run.weights and not args.resume:
         check_weights_file(run.weights)  # before a folder is made, which would stand in the way of the next try
     setup.check_output_dir(run.output_dir, args.resume or args.eval_only)
-    processes.run_processes(main, args, run, args)
+    processes.run_processes(main, args, run.device, run, args)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ in a LazyConfig, or `train_net.py --config-file HOST.py --with msfm depla_fpn in
 lists the names. A method is a function of the host, `with_<method>(model, **knobs)` in its project's combine.py.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from .LabelEnc.combine import with_labelenc
 from .LIP.combine import with_lip, with_lip_densenet
 from .MSFM.combine import with_msfm
 from .MuSu.combine import with_musu
+
+BACKBONE = "backbone"
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,9 @@ def _internet_ot(model: DictConfig, **knobs: Any) -> DictConfig:
 
 # In the order in which they are applied: a backbone before what stands in it, heads before what is around them.
 METHODS: dict[str, Method] = {
-    "fishnet": Method(with_fishnet, "backbone", "FishNet-150", alone=True),
-    "depla_fishnet": Method(
-        with_depla_fishnet, "backbone", "FishNet-150 with DEPLA in its UR and DR blocks", alone=True
-    ),
-    "lip_densenet": Method(with_lip_densenet, "backbone", "LIP-DenseNet-121", alone=True),
+    "fishnet": Method(with_fishnet, BACKBONE, "FishNet-150", alone=True),
+    "depla_fishnet": Method(with_depla_fishnet, BACKBONE, "FishNet-150 with DEPLA in its UR and DR blocks", alone=True),
+    "lip_densenet": Method(with_lip_densenet, BACKBONE, "LIP-DenseNet-121", alone=True),
     "lip": Method(with_lip, "pooling and strides of the ResNet", "LIP at the seven sites of LIP-ResNet"),
     "se_resnet": Method(with_se_resnet, "blocks of the ResNet", "squeeze-and-excitation in every bottleneck"),
     "msfm": Method(with_msfm, "blocks of the ResNet", "multi-scale fusion behind conv2 and conv3, res3 to res5"),
@@ -101,6 +102,8 @@ def _refuse_two_of_a_kind(chosen: Sequence[str]) -> None:
 def combine_config(cfg: DictConfig | CfgNode, names: Sequence[str], file: str) -> DictConfig | CfgNode:
     """A whole config with the methods, none or more, in its model. file: its name, for messages.
 
+    A method that replaces the backbone empties train.init_checkpoint, with a warning: its weights are those of the
+    backbone that goes. Overrides come later, and can name others.
     UserError: see `combine`; methods for a CfgNode.
     """
     if not names:
@@ -111,6 +114,17 @@ def combine_config(cfg: DictConfig | CfgNode, names: Sequence[str], file: str) -
             f"config.yaml that a run of one has saved."
         )
     cfg.model = combine(cfg.model, *names)
+    replacing = [name for name in names if METHODS[name].replaces == BACKBONE]
+    weights = cfg.train.get("init_checkpoint")
+    if replacing and weights:
+        cfg.train.init_checkpoint = ""
+        logging.getLogger(__name__).warning(
+            "train.init_checkpoint=%s of %s is left out, as %s replaces the backbone that it is for: all weights start "
+            "at random unless you add train.init_checkpoint=FILE.",
+            weights,
+            file,
+            replacing[0],
+        )
     return cfg
 
 

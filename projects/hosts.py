@@ -5,10 +5,10 @@ import inspect
 from collections.abc import Mapping, Sequence
 from math import log2
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from detectron2.config import LazyCall as L
@@ -18,16 +18,19 @@ from detectron2.modeling.backbone import FPN, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.registry import locate
+from projects.DEPLA.padding import PaddingMaskRCNN
 from shared.errors import UserError, nearest
-from shared.modeling.changed_resnet import ResNetChange, changed_resnet
+from shared.modeling.changed_resnet import changed_resnet
 from shared.modeling.fishnet import FishNet
+from shared.modeling.se_resnet import SEBottleneckBlock
 
 PROJECTS = Path(__file__).resolve().parent
-RESNET_WIDTH = 2048  # channels of a ResNet-50's res5: hosts with fewer are narrow
+RES2_CHANNELS = 256  # of a ResNet-50: hosts with fewer are narrow
 FISHNET_WIDTH = 33 * 64  # channels of a FishNet-150's fish5
 COCO_ANCHOR = 32  # pixels: side of the smallest anchor where objects are as large as COCO's
 RES5 = "res5"  # what LastLevelP6P7 reads unless told otherwise
 DENSE_LEVELS = ["p3", "p4", "p5", "p6", "p7"]
+OF_METHODS = ("projects.", FishNet.__module__, SEBottleneckBlock.__module__)  # modules of what a plain host has not
 NO_RESNET = {  # why methods for ResNets do not fit into other backbones
     "FishNet": "its blocks are pre-activation and never strided, and it keeps features by concatenation",
     "DenseNet": "its layers concatenate, without bottleneck blocks and their sums",
@@ -76,6 +79,26 @@ def set_knobs(node: DictConfig, knobs: Mapping[str, Any], method: str) -> None:
             node[key] = value
 
 
+def method_in(node: DictConfig | ListConfig, key: str, without: Sequence[str] = ()) -> str:
+    """What a method has brought to `node` already, "KEY is NAME (FILE)" for the first such thing, "" for a plain host.
+
+    key: of the node in its config. without: of its keys, not looked into.
+    """
+    parts = sorted(node, key=lambda k: k != "_target_") if isinstance(node, DictConfig) else range(len(node))
+    for part in parts:
+        if part in without or OmegaConf.is_interpolation(node, part) or OmegaConf.is_missing(node, part):
+            continue
+        value = target_of(node) if part == "_target_" else node[part]
+        where = key if part == "_target_" else f"{key}.{part}"
+        module = getattr(value, "__module__", "")
+        if OmegaConf.is_config(value):
+            if found := method_in(value, where):
+                return found
+        elif module.startswith(OF_METHODS):
+            return f"{where} is {getattr(value, '__name__', value)} ({module.replace('.', '/')}.py)"
+    return ""
+
+
 # ---------------------------------------------------------------- backbones
 def bottom_up_of(model: DictConfig) -> DictConfig:
     """The backbone below the feature pyramid, or the backbone itself where there is none."""
@@ -90,11 +113,18 @@ def built(node: DictConfig) -> nn.Module:
 
 def narrowness(backbone: nn.Module) -> int:
     """How many times narrower than the papers' the backbone is: 1, 2, 4, ...; 1 for other than ResNets and FishNets."""
-    if not isinstance(backbone, ResNet | FishNet):
-        return 1
-    full = FISHNET_WIDTH if isinstance(backbone, FishNet) else RESNET_WIDTH
-    widest = max(shape.channels for shape in _maps(backbone).values())
-    return 2 ** max(0, round(log2(full / widest)))
+    maps = _maps(backbone) if isinstance(backbone, ResNet | FishNet) else {}
+    if isinstance(backbone, FishNet):
+        times = FISHNET_WIDTH / max(shape.channels for shape in maps.values())
+    else:
+        times = RES2_CHANNELS / maps["res2"].channels if "res2" in maps else 1
+    return 2 ** max(0, round(log2(times)))
+
+
+def trained_norm(backbone: DictConfig, default: str) -> str:
+    """The norm of a new backbone in the place of a node's: its own, SyncBN for a frozen one."""
+    norm = backbone.get("norm") or backbone.get("stem", {}).get("norm") or default
+    return "SyncBN" if norm == "FrozenBN" else norm
 
 
 def _maps(backbone: nn.Module) -> dict[str, ShapeSpec]:
@@ -132,18 +162,6 @@ def add_change(model: DictConfig, name: str, change: DictConfig, method: str, re
     node[name] = change
 
 
-def is_changed_by(node: DictConfig) -> list[str]:
-    """Keys of a backbone's node under which it has changes."""
-    return [
-        key
-        for key, value in node.items()
-        if isinstance(value, DictConfig)
-        and "_target_" in value
-        and isinstance(target_of(value), type)
-        and issubclass(target_of(value), ResNetChange)
-    ]
-
-
 # ---------------------------------------------------------------- pyramids
 def require_fpn(model: DictConfig, method: str) -> DictConfig:
     """The node of the host's feature pyramid. UserError: it has none."""
@@ -166,9 +184,10 @@ def replace_bottom_up(model: DictConfig, node: DictConfig, names: Sequence[str],
     UserError: there is no pyramid; a method stands in the backbone that would go.
     """
     fpn = require_fpn(model, method)
-    lost = is_changed_by(fpn.bottom_up)
-    if lost:
-        raise UserError(f"{method} replaces the backbone, and {', '.join(lost)} with it: leave one of the two out.")
+    if found := method_in(fpn.bottom_up, "model.backbone.bottom_up"):
+        raise UserError(
+            f"{method} replaces the backbone, and {found}: begin with a config without it, or leave {method} out."
+        )
     strides = {k: shape.stride for k, shape in _maps(built(fpn.bottom_up)).items()}
     new_name = {old: names[int(log2(stride)) - 2] for old, stride in strides.items() if old in fpn.in_features}
     in_features = [new_name[old] for old in fpn.in_features]
@@ -201,15 +220,24 @@ def dense_pyramid(model: DictConfig, method: str) -> DictConfig:
 def dense_host(model: DictConfig, method: str) -> dict[str, Any]:
     """What a dense detector of another kind takes over from its host: backbone, levels, classes, pixels.
 
-    UserError: LabelEnc is around it, or it has no pyramid.
+    UserError: LabelEnc is around it, it has no pyramid, or a method stands in the heads that would go.
     """
+    target = target_of(model)
     if "label_enc" in model:
         raise UserError(
             f"LabelEnc is around this model already, and {method} changes what it is around: begin with the plain host "
             f"and apply both; combine(model, ...) finds the order."
         )
+    if target.__name__ == method:
+        raise UserError(f"The model has {method} already.")
     if not is_dense(model):
         require_roi_heads(model, method)
+        if issubclass(target, PaddingMaskRCNN):
+            refuse_mask_padding(method)
+    if found := method_in(model, "model", without=("backbone",)):
+        raise UserError(
+            f"{method} replaces the heads, and {found}: begin with a config without it, or leave {method} out."
+        )
     backbone = dense_pyramid(model, method)
     return {
         "backbone": backbone,
@@ -234,6 +262,14 @@ def require_roi_heads(model: DictConfig, method: str) -> DictConfig:
             f"{'dense detector' if is_dense(model) else 'classifier'}."
         )
     return model.roi_heads
+
+
+def refuse_mask_padding(host: str) -> NoReturn:
+    """UserError: `host`, a class by name, cannot tell DEPLA what is padding."""
+    raise UserError(
+        f"DEPLA's mask_padding needs a host that PaddingMaskRCNN can replace, a plain R-CNN, and this one is {host}: "
+        f"leave mask_padding out."
+    )
 
 
 def shares_heads(model: DictConfig) -> bool:

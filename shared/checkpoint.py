@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from shared.classification.weights import BackboneWeights, fit_backbone
-from shared.errors import UserError
+from shared.errors import CommonError, UserError
 from shared.files import disk_errors, whole_file
 from shared.training_only import training_only_prefixes
 
@@ -36,6 +35,11 @@ PICKLE_GLOBALS = {  # what an ndarray, an OrderedDict and old Python 2 pickles n
     ("numpy", "dtype"),
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),
+}
+RUN_ENTRIES = {  # of a run's checkpoint beside its weights: what --resume takes from them
+    "trainer": {"iteration": int, "optimizer": dict},
+    "ema": {"trained_model": dict, "updates": int},
+    "run": {"seed": int, "processes": list, "metrics": dict},
 }
 # constants, filled from cfg at construction; their absence from a file means nothing
 NOT_WEIGHTS = ("pixel_mean", "pixel_std")
@@ -114,7 +118,7 @@ def checkpoint_to_resume(folder: str) -> str | None:
 def _newest_first(folder: str) -> Iterable[str]:
     """What `last_checkpoint` names, then the other checkpoints of the run from the highest iteration on."""
     try:
-        with open(os.path.join(folder, "last_checkpoint")) as f:
+        with open(os.path.join(folder, "last_checkpoint"), errors="replace") as f:
             last = os.path.basename(f.read().strip())
     except OSError:
         last = ""
@@ -138,14 +142,33 @@ def _damage(file: str) -> str | None:
     if not os.path.isfile(file):
         return "is missing"
     try:
-        if zipfile.is_zipfile(file):
+        zipped = zipfile.is_zipfile(file)
+        if zipped:
             with zipfile.ZipFile(file) as archive:
                 if archive.testzip() is not None:
                     return "is damaged"
-        content = torch.load(file, map_location="meta", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception:  # whatever a damaged file ends in
         return "is damaged or incomplete"
-    return None if isinstance(content, dict) and "iteration" in content else "holds no iteration"
+    return _damage_of_content(content) if isinstance(content, dict) else "holds no state dict"
+
+
+def _damage_of_content(content: dict) -> str | None:
+    iteration, weights = content.get("iteration"), content.get("model")
+    if type(iteration) is not int or iteration < 0:
+        return "holds no iteration"
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        return "holds no weights"
+    for name, entries in RUN_ENTRIES.items():
+        entry = content.get(name, ...)
+        if entry is not ... and not (
+            isinstance(entry, dict) and all(isinstance(entry.get(k), t) for k, t in entries.items())
+        ):
+            return f"is damaged in its entry {name!r}"
+    # of a run that diverged before checkpoints were looked at; a buffer may hold NaN, see `check_state_dict`
+    odd = (k for k, v in weights.items() if k.endswith(("weight", "bias")) and not v.isfinite().all())
+    odd = next(odd, None)
+    return None if odd is None else f"holds weights that are not finite ({odd})"
 
 
 def check_state_dict(state, name: str, parameters: set[str]) -> None:
@@ -154,12 +177,12 @@ def check_state_dict(state, name: str, parameters: set[str]) -> None:
     A buffer may hold NaN: Dynamic R-CNN's marks what it has not measured yet.
     """
     if not isinstance(state, dict) or not state:
-        raise UserError(f"Weights file {name!r} holds no weights.")
+        raise CommonError(f"Weights file {name!r} holds no weights.")
     for key, value in state.items():
         if not (isinstance(key, str) and isinstance(value, torch.Tensor | np.ndarray)):
-            raise UserError(f"Weights file {name!r}: its entry {str(key)[:60]!r} is no tensor.")
+            raise CommonError(f"Weights file {name!r}: its entry {str(key)[:60]!r} is no tensor.")
         if key in parameters and isinstance(value, torch.Tensor) and value.isnan().any():
-            raise UserError(f"Weights file {name!r}: its entry {key!r} holds NaN, as after a training that diverged.")
+            raise CommonError(f"Weights file {name!r}: its entry {key!r} holds NaN, as after a training that diverged.")
 
 
 class _WholeFiles:
@@ -186,6 +209,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
 
     report: tuple[int, list[str], list[str], list[str]] | None = None
     _backbone: BackboneWeights | None = None
+    _resumed = ""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -198,11 +222,27 @@ class WeightsCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args, **kwargs):
         self.report = self._backbone = None
-        if path and comm.is_main_process():
-            check_weights_file(path)
+        if path:
+            check_weights_file(path)  # by every process: each of them reads it
         return super().load(path, *args, **kwargs)
 
+    def resume(self, path: str) -> dict:
+        """`load` everything of a checkpoint of the same run. UserError where its model or another part differs."""
+        self._resumed = path
+        try:
+            return self.load(path)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e:
+            raise CommonError(
+                f"Checkpoint {path} cannot be resumed ({type(e).__name__}: {' '.join(str(e).split())[:200]}): give the "
+                f"config, the overrides and the methods (--with) of its run; where they are that already, the file is "
+                f"damaged: delete it, and --resume takes the one before it."
+            ) from e
+        finally:
+            self._resumed = ""
+
     def _load_file(self, filename: str) -> dict:
+        if filename.endswith(".pkl"):  # here it has the name by which it is opened
+            _check_pickle(filename)
         checkpoint = super()._load_file(filename)
         check_state_dict(checkpoint["model"], filename, {name for name, _ in self.model.named_parameters()})
         return checkpoint
@@ -217,7 +257,13 @@ class WeightsCheckpointer(DetectionCheckpointer):
         missing = [k for k in incompatible.missing_keys if not k.endswith(NOT_WEIGHTS)]
         ours = [k for k in self.model.state_dict() if not k.endswith(NOT_WEIGHTS)]
         matched = len(ours) - len(set(missing) | set(wrong))
-        self.report = (matched, missing, list(incompatible.unexpected_keys), wrong)
+        unexpected = list(incompatible.unexpected_keys)
+        self.report = (matched, missing, unexpected, wrong)
+        if self._resumed and (missing or wrong or unexpected):  # before the optimizer, which fits this model alone
+            raise CommonError(
+                f"Checkpoint {self._resumed} is of another architecture than the config's model: {self.describe()}; "
+                f"--resume needs the config, the overrides and the methods (--with) of the run."
+            )
         return incompatible
 
     def describe(self) -> str:
@@ -267,7 +313,9 @@ class WeightsCheckpointer(DetectionCheckpointer):
             spare = tuple(training_only_prefixes(self.model))
             missing = [k for k in missing if not k.startswith(spare)]
         if matched == 0 or (every and (missing or wrong)):
-            raise UserError(f"Weights {path!r} are of another architecture than the config's model: {self.describe()}.")
+            raise CommonError(
+                f"Weights {path!r} are of another architecture than the config's model: {self.describe()}."
+            )
 
 
 def _some(keys: Iterable[str], n: int = 3) -> str:

@@ -7,6 +7,7 @@ as plain values; one of a LazyConfig names functions to call, of which `shared.t
 
 import math
 import os
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
-from shared.config_checks import check_lazy_config
+from shared.config_checks import check_can_be_saved, check_lazy_config
 from shared.errors import UserError, nearest
 from shared.settings import check_settings
 from shared.trust import read_lazy_yaml
@@ -97,6 +98,17 @@ def load_config(
     check_lazy_config(cfg, file)
     check_settings(cfg, file)
     return cfg
+
+
+def config_text(cfg: DictConfig | CfgNode) -> str:
+    """The YAML that `load_config` makes the same config of; UserError names the key of what YAML cannot hold."""
+    if isinstance(cfg, CfgNode):
+        return cfg.dump()
+    check_can_be_saved(cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "config.yaml")
+        LazyConfig.save(cfg, file)
+        return Path(file).read_text()
 
 
 def _load_lazy(file: str) -> DictConfig:

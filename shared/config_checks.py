@@ -2,15 +2,20 @@
 
 import contextlib
 import inspect
+import operator
 import re
+import sys
 from collections.abc import Iterator
+from types import FunctionType
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import locate
-from shared.errors import UserError, nearest
+from shared.errors import CommonError, UserError, nearest
 
+PLAIN = (bool, int, float, str, bytes, list, tuple, dict, ShapeSpec)  # ShapeSpec has a tag of its own
 SUPPLIED = {"optimizer.params.model"}  # arguments that train_net.py adds
 
 
@@ -24,7 +29,7 @@ def named_errors_of(key: str) -> Iterator[None]:
         text = " ".join(str(e).split())
         if isinstance(e, TypeError) and not re.search(r"missing \d+ required|unexpected keyword argument", text):
             raise
-        raise UserError(f"Config key {key} cannot be built with its values: {type(e).__name__}: {text[:400]}") from e
+        raise CommonError(f"Config key {key} cannot be built with its values: {type(e).__name__}: {text[:400]}") from e
 
 
 def check_lazy_config(cfg: DictConfig, file: str) -> None:
@@ -83,3 +88,28 @@ def _check_call(node: DictConfig, key: str, file: str) -> None:
         needed = p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         if needed and argument not in given and f"{key}.{argument}" not in SUPPLIED:
             raise UserError(f"Config file {file!r}: {name} needs {key}.{argument}, which the config does not give.")
+
+
+def check_can_be_saved(cfg: DictConfig) -> None:
+    """UserError names the key of what a .yaml, such as the config.yaml of a run, cannot hold."""
+    for key, node in _nodes(cfg):
+        value = None if OmegaConf.is_config(node) or node._is_interpolation() else node._value()
+        if isinstance(value, type) or inspect.isfunction(value):
+            if not _has_a_name(value):
+                raise UserError(
+                    f"Config key {key} is {value.__qualname__}, which a run's config.yaml cannot name: a lambda, or "
+                    f"defined in the config or in a function; put it into a module."
+                )
+        elif not (value is None or callable(value) or isinstance(value, PLAIN)):
+            raise UserError(
+                f"Config key {key} is an object of {type(value).__name__}, which a run's config.yaml cannot hold: "
+                f"write the call that makes it, L({type(value).__name__})(...)."
+            )
+
+
+def _has_a_name(value: type | FunctionType) -> bool:
+    """Whether importing its module and taking its name leads to it."""
+    try:
+        return operator.attrgetter(value.__qualname__)(sys.modules[value.__module__]) is value
+    except (AttributeError, KeyError):
+        return False

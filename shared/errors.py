@@ -15,6 +15,12 @@ class UserError(Exception):
     label, exit_code, everywhere = "error", EXIT_CODE, False
 
 
+class CommonError(UserError):
+    """Of what all processes read alike, so that all of them raise it."""
+
+    everywhere = True
+
+
 def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
     """ "; did you mean a, b or c?", or "" where nothing is near. Compares last parts as well."""
     known = list(dict.fromkeys(known))

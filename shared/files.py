@@ -1,7 +1,9 @@
-"""Files that are written whole or not at all, and disks that are full or cannot be written to."""
+"""Files that are written whole or not at all, folders with one writer, and disks that cannot be written to."""
 
 import errno
+import fcntl
 import glob
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +11,9 @@ from typing import IO
 
 from shared.errors import UserError
 
-INCOMPLETE = ".incomplete"
+logger = logging.getLogger(__name__)
+
+INCOMPLETE, LOCK = ".incomplete", ".lock"
 DISK_PROBLEMS = {  # why a file of the run's folder could not be written, and what to do
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "your quota of the disk is used up: free some space",
@@ -63,6 +67,43 @@ def remove_incomplete(folder: str) -> None:
         os.remove(file)
 
 
+# ---------------------------------------------------------------- one writer
+_locks: set[int] = set()  # the descriptors by which this process holds its locks
+
+
+@contextmanager
+def alone_in(folder: str, command: str) -> Iterator[None]:
+    """UserError where another process is in this block for the same folder; `command` names it.
+
+    The lock, on the file `.lock`, ends with its process, however that ends: forked children let go of it. A file system
+    without locks keeps nobody out.
+    """
+    with disk_errors(folder):
+        lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+    _locks.add(lock)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f"Another {command} trains in {folder}: wait for it, or end it.") from e
+        except OSError:
+            logger.info("%s is on a file system without locks: nothing keeps a second %s out.", folder, command)
+        yield
+    finally:
+        if lock in _locks:  # a forked child has none
+            _locks.remove(lock)
+            os.close(lock)
+
+
+def _let_go_of_locks() -> None:
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
+
+
+# ---------------------------------------------------------------- disks
 class DiskError(UserError):
     """A file could not be written."""
 

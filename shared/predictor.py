@@ -5,17 +5,15 @@ outputs = DefaultPredictor(cfg)(image)  # BGR, HWC, uint8
 """
 
 import copy
-import os
-import tempfile
 import zlib
 from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
-from shared.config import get_collection_cfg
+from shared.config import config_text, get_collection_cfg
 from shared.errors import UserError
 from shared.trust import read_lazy_yaml
 
@@ -34,18 +32,6 @@ def LazyConfigModel(cfg: CfgNode):
 
 # By its text, the model's config that `predictor_cfg` was given: what a .py config names needs no further trust.
 _MADE_HERE: dict[str, DictConfig] = {}
-
-
-def _to_text(cfg: DictConfig) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "model.yaml")
-        LazyConfig.save(cfg, file)
-        if os.path.isfile(file + ".pkl"):
-            raise UserError("The config's model holds an object that is no plain value: a lambda?")
-        with open(file) as f:
-            text = f.read()
-    _MADE_HERE[text] = cfg
-    return text
 
 
 def predictor_cfg(
@@ -70,7 +56,9 @@ def predictor_cfg(
     cfg.MODEL.DEVICE = device or lazy.train.device
     lazy = copy.deepcopy(lazy)
     OmegaConf.resolve(lazy.model)  # the model alone must not refer to what is left behind
-    cfg.MODEL.LAZY.YAML = _to_text(OmegaConf.create({"model": lazy.model}, flags={"allow_objects": True}))
+    model = OmegaConf.create({"model": lazy.model}, flags={"allow_objects": True})
+    cfg.MODEL.LAZY.YAML = config_text(model)
+    _MADE_HERE[cfg.MODEL.LAZY.YAML] = model
     cfg.INPUT.FORMAT = lazy_input_format(lazy)
     resize = lazy.dataloader.test.mapper.augmentations[0]
     if "short_edge_length" not in resize:
@@ -80,7 +68,7 @@ def predictor_cfg(
         )
     cfg.INPUT.MIN_SIZE_TEST = resize.short_edge_length
     cfg.INPUT.MAX_SIZE_TEST = resize.max_size
-    names = list(class_names or lazy.train.get("class_names") or _registered_names(lazy))
+    names = list(class_names or lazy_class_names(lazy))
     cfg.DATASETS.CLASS_NAMES = names
     cfg.DATASETS.TEST = (register_class_names(names),) if names else ()
     return cfg
@@ -91,11 +79,11 @@ def lazy_input_format(lazy: DictConfig) -> str:
     return lazy.model.get("input_format") or lazy.dataloader.test.mapper.image_format
 
 
-def _registered_names(lazy: DictConfig) -> list[str]:
+def lazy_class_names(lazy: DictConfig) -> list[str]:
+    """Those that a run has saved in its config.yaml, else its test set's where that is registered; [] if unknown."""
     names = lazy.dataloader.test.dataset.get("names")
-    if not isinstance(names, str):
-        return []
-    return MetadataCatalog.get(names).get("thing_classes", [])
+    known = MetadataCatalog.get(names).get("thing_classes", []) if isinstance(names, str) else []
+    return list(lazy.train.get("class_names") or known)
 
 
 def register_class_names(names: Sequence[str]) -> str:

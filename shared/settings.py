@@ -25,9 +25,14 @@ def _number(low: float, high: float = math.inf, what: str = "") -> Rule:
     return right, what or f"a number of at least {low}"
 
 
-def _device_exists(value) -> bool:
+def _or_null(rule: Rule) -> Rule:
+    right, wanted = rule
+    return lambda v: v is None or right(v), f"{wanted}, or null"
+
+
+def _is_device(value) -> bool:
     try:
-        return isinstance(value, str) and bool(torch.device(value))
+        return isinstance(value, str) and torch.device(value).type in ("cpu", "cuda", "meta")  # meta: to be counted
     except RuntimeError:
         return False
 
@@ -35,12 +40,14 @@ def _device_exists(value) -> bool:
 TEXT: Rule = (lambda v: isinstance(v, str), "a text")
 NAME: Rule = (lambda v: isinstance(v, str) and v.strip() != "" and "\0" not in v, "the name of a folder")
 FLAG: Rule = (lambda v: isinstance(v, bool), "true or false")
-DEVICE: Rule = (_device_exists, "a device such as cpu, cuda or cuda:1")
+DEVICE: Rule = (_is_device, "a device such as cpu, cuda or cuda:1")
 SEED: Rule = (lambda v: type(v) is int and v < 2**31, "a whole number below 2147483648 (below 0: a random one)")
 PRECISION: Rule = (lambda v: v in ("", "highest", "high", "medium"), 'highest, high, medium or ""')
 GROUP: Rule = (lambda v: isinstance(v, DictConfig), "a group of keys")
+ABSENT = object()
 
 NEEDED = {  # by key of a LazyConfig
+    "model": GROUP,
     "train.output_dir": NAME,
     "train.init_checkpoint": TEXT,
     "train.max_iter": _whole(1),
@@ -56,12 +63,12 @@ NEEDED = {  # by key of a LazyConfig
     "dataloader.test.dataset": GROUP,
     "dataloader.evaluator": GROUP,
 }
-KNOWN = {  # checked where they are there and not null
+KNOWN = {  # checked where they are there
     "train.seed": SEED,
     "train.cudnn_benchmark": FLAG,
     "train.float32_precision": PRECISION,
-    "train.clip_grad_norm": _number(0),
-    "train.checkpointer.max_to_keep": _whole(1),
+    "train.clip_grad_norm": _or_null(_number(0)),
+    "train.checkpointer.max_to_keep": _or_null(_whole(1)),
     "train.ema.enabled": FLAG,
     "train.ema.decay": _number(0, math.nextafter(1, 0), "a number in [0, 1)"),
     "dataloader.train.total_batch_size": _whole(1),
@@ -103,30 +110,30 @@ def check_settings(cfg: DictConfig | CfgNode, file: str) -> None:
         return
     for key, rule in {**NEEDED, **KNOWN}.items():
         value = _select(cfg, key)
-        if value is None and key in NEEDED:
-            raise UserError(f"Config file {file!r} gives no {key}: it must be {rule[1]}.")
-        if value is not None:
+        if value is not ABSENT:
             _check(key, value, rule)
+        elif key in NEEDED:
+            raise UserError(f"Config file {file!r} gives no {key}: it must be {rule[1]}.")
     for part in ("train", "test"):
         key = f"dataloader.{part}.dataset.proposal_files"
         _refuse_pickles(_select(cfg, key), key)
 
 
 def _select(cfg: DictConfig, key: str) -> Any:
-    """None also for a value that is left to the user ("???") or below something that is no group."""
+    """ABSENT also for a value that is left to the user ("???") or below something that is no group."""
     try:
-        return OmegaConf.select(cfg, key)
+        return OmegaConf.select(cfg, key, default=ABSENT)
     except OmegaConfBaseException:
-        return None
+        return ABSENT
 
 
 def _check(key: str, value: Any, rule: Rule) -> None:
     right, wanted = rule
     if not right(value):
-        raise UserError(f"{key} must be {wanted}, got {str(value)[:60]!r}.")
+        raise UserError(f"{key} must be {wanted}, got {'null' if value is None else repr(str(value)[:60])}.")
 
 
 def _refuse_pickles(value: Any, key: str) -> None:
     """Upstream unpickles the files of precomputed proposals, which could run any code."""
-    if value:
+    if value is not ABSENT and value:
         raise UserError(f"{key}: precomputed proposals are pickled files, which could run any code: not supported.")

@@ -7,7 +7,8 @@ that their arguments name nor import what is not installed; what they are told t
 
 import os
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -31,13 +32,6 @@ TRUSTED = (
     "detectron2.modeling",
     "detectron2.solver",
     "fvcore.common.param_scheduler",
-    "projects.DEPLA",
-    "projects.Detectors",
-    "projects.InterNet",
-    "projects.LIP",
-    "projects.LabelEnc",
-    "projects.MSFM",
-    "projects.MuSu",
     "projects.mixed_roi_heads",
     "shared.classification",
     "shared.data",
@@ -48,8 +42,11 @@ TRUSTED = (
     "torchvision.ops",
     "torchvision.transforms",
 )
+PROJECT = re.compile(r"projects\.[A-Z]\w*\.")  # and the folders of methods, also of yours
 UNTRUSTED = "projects.MSFM.count"  # below `TRUSTED`, but it loads config files by name
-UNTRUSTED_ARGUMENTS = ("proposal_files",)  # upstream unpickles them
+# At any depth, as functions hand arguments on: upstream unpickles proposals, which a `cfg` may name as well.
+UNTRUSTED_ARGUMENTS = ("cfg", "proposal_files", "LOAD_PROPOSALS", "PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST")
+_REFERENCE = re.compile(r"\$\{\.*[\w.\[\]-]+\}")  # to another key; with a colon it would call a resolver of OmegaConf
 _NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", re.ASCII)  # no part begins with an underscore
 
 
@@ -67,18 +64,20 @@ def trusted_callable(name: str, where: str) -> Callable:
     except Exception as e:  # of the import, or of what is imported
         raise UserError(f"{where} names {name}, which cannot be found: {' '.join(str(e).split())}") from e
     home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
-    trusted = any(f"{home}.".startswith(f"{entry}.") for entry in (*TRUSTED, *more))
+    trusted = PROJECT.match(home) or any(f"{home}.".startswith(f"{entry}.") for entry in (*TRUSTED, *more))
     if not (callable(found) and trusted) or home.startswith(UNTRUSTED):
         raise _refused(name, where)
     return found
 
 
 def _refused(name: Any, where: str) -> UserError:
-    text = repr(name)[:80]
-    package = str(name).partition(".")[0][:40] or "PACKAGE"
+    package, advice = str(name).partition(".")[0], ""
+    theirs = package in sys.stdlib_module_names or any(entry.startswith(f"{package}.") for entry in TRUSTED)
+    if isinstance(name, str) and _NAME.fullmatch(name) and not theirs:
+        advice = f"; if you trust the file and that package, set {VARIABLE}={package[:40]}"
     return UserError(
-        f"{where} names {text}, which is none of the functions that a .yaml config may call: refused, as it could run "
-        f"any code; if you trust the file and that package, set {VARIABLE}={package}."
+        f"{where} names {repr(name)[:80]}, which is none of the functions that a .yaml config may call: refused, as it "
+        f"could run any code{advice}."
     )
 
 
@@ -91,7 +90,12 @@ def _named(loader: yaml.Loader, suffix: str, node: yaml.Node) -> Callable:
 
 
 def _shape_spec(loader: yaml.Loader, node: yaml.Node) -> ShapeSpec:
-    return ShapeSpec(**loader.construct_mapping(node))
+    fields = loader.construct_mapping(node)
+    if not all(value is None or type(value) is int for value in fields.values()):
+        raise yaml.constructor.ConstructorError(
+            None, None, "a ShapeSpec of something but whole numbers", node.start_mark
+        )
+    return ShapeSpec(**fields)
 
 
 _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", _named)
@@ -99,20 +103,18 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:python/object:detectron2.layers.
 _PlainLoader.add_constructor(
     "tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node, deep=True)
 )
+for _tag in ("omap", "pairs", "set"):  # of no use in a config, and no dict or list
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", yaml.SafeLoader.construct_undefined)
 
 
 def read_lazy_yaml(text: str, where: str) -> dict:
     """The mapping that the text of a LazyConfig's .yaml holds. UserError, beginning with `where`: not YAML, no mapping,
-    a tag that would make an object, a call of something that is not trusted."""
+    a tag that would make an object, a call of something that is not trusted, a text that OmegaConf would compute."""
     try:
         content = yaml.load(text, Loader=_PlainLoader)
         if not isinstance(content, dict):
             raise UserError("it holds no keys.")
-        for key, name, arguments in _calls(content):
-            trusted_callable(name, f"key {key}_target_")
-            for argument in UNTRUSTED_ARGUMENTS:
-                if arguments.get(argument):
-                    raise UserError(f"key {key}{argument} names pickled files, which could run any code: refused.")
+        _check(content, "")
     except yaml.constructor.ConstructorError as e:
         place = f"line {e.problem_mark.line + 1}: " if e.problem_mark else ""
         raise UserError(f"{where}: {place}{e.problem}; only plain values are read.") from e
@@ -127,13 +129,24 @@ def read_lazy_yaml(text: str, where: str) -> dict:
     return content
 
 
-def _calls(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict]]:
-    """(dotted key with a dot at its end, `_target_`, its node) wherever there is one."""
+def _check(node: Any, key: str) -> None:
+    """UserError where a value at or below `key` could have something called that is not trusted."""
+    if isinstance(node, str) and "${" in _REFERENCE.sub("", node):
+        raise UserError(f"key {key} is computed ({node[:60]!r}): only references to other keys are read.")
     if isinstance(node, dict):
         if "_target_" in node:
-            yield prefix, node["_target_"], node
-        for key, value in node.items():
-            yield from _calls(value, f"{prefix}{key}.")
-    elif isinstance(node, list):
+            trusted_callable(node["_target_"], f"key {_below(key, '_target_')}")
+        for name, value in node.items():
+            if name in UNTRUSTED_ARGUMENTS and value:
+                raise UserError(
+                    f"key {_below(key, name)} can name pickled files, which could run any code: refused, give it in a "
+                    f".py config."
+                )
+            _check(value, _below(key, name))
+    elif isinstance(node, list | tuple):
         for i, value in enumerate(node):
-            yield from _calls(value, f"{prefix}{i}.")
+            _check(value, _below(key, i))
+
+
+def _below(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)

@@ -32,4 +32,4 @@ def test_learns_and_evaluates_again_to_the_last_digit(tmp_path):
     train_net.cli(
         [*("--config-file", str(run / "config.yaml"), "--eval-only"), f"train.init_checkpoint={run}/model_final.pth"]
     )
-    assert (run / "inference/results.json").read_text() == results
+    assert (run / "inference_model_final/results.json").read_text() == results

@@ -8,7 +8,7 @@ import torch
 
 import train_net
 from tests.paths import ROOT
-from tests.processes import ENVIRONMENT, TORCHRUN
+from tests.processes import ENVIRONMENT, TORCHRUN, run_forked
 from tests.scenes import make_coco
 
 LAZY = str(ROOT / "tests/tiny/faster_rcnn.py")
@@ -79,3 +79,29 @@ def test_error_in_a_process_is_one_sentence_and_code_2(tmp_path):
     assert result.returncode == 2, result.stderr[-2000:]
     assert "cannot be read" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def fails(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        train_net.cli(arguments)
+    assert e.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "weight, setting, sentence",
+    [
+        ({"roi_heads.box_predictor.cls_score.bias": torch.full((4,), torch.nan)}, "", "holds NaN"),
+        ({"fc.weight": torch.zeros(1)}, "", "are of another architecture"),
+        ({}, "", "holds no weights"),
+        ({"fc.weight": torch.zeros(1)}, "+model.backbone.fuse_type=product", "Config key model cannot be built"),
+    ],
+)
+def test_what_all_processes_find_is_said_once(tmp_path, weight, setting, sentence):
+    torch.save({"model": weight}, tmp_path / "w.pth")
+    own = [*flags(tmp_path), f"train.output_dir={tmp_path / 'run'}", f"train.init_checkpoint={tmp_path / 'w.pth'}"]
+    (tmp_path / "logs").mkdir()
+    arguments = ["--config-file", LAZY, "--resume", *own, *filter(None, [setting])]
+    run_forked(2, fails, tmp_path / "logs", arguments)
+    text = "".join(file.read_text() for file in (tmp_path / "logs").glob("*.log"))
+    said = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and sentence in said[0], text[-3000:]

@@ -78,7 +78,7 @@ def test_saved_config_is_complete(tmp_path):
     train_net.cli(
         [*("--config-file", str(run / "config.yaml"), "--eval-only"), f"train.init_checkpoint={run}/model_final.pth"]
     )
-    assert (run / "inference/results.json").read_text() == before
+    assert (run / "inference_model_final/results.json").read_text() == before
     assert "class_names: [red, green, blue]" in (run / "config.yaml").read_text()
 
 
@@ -181,10 +181,10 @@ def test_several_test_sets_keep_their_predictions_apart(tmp_path):
     cfg = load_config(
         str(run / "config.yaml"), [f"DATASETS.TEST={tuple(names)}", f"MODEL.WEIGHTS={run}/model_final.pth"]
     )
-    results = loop.evaluate_only(make_run(cfg))
+    results = loop.evaluate_only(make_run(cfg), str(run / "two"))
     assert set(results) == set(names)
     for name in names:
-        assert (run / "inference" / name / "coco_instances_results.json").exists()
+        assert (run / "two" / name / "coco_instances_results.json").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

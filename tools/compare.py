@@ -7,11 +7,13 @@
     tools/compare.py --runs runs/cmp --report-only
 
 An arm NAME@HOST is compared with the arm HOST; without @HOST, with the first arm. What follows the config is of that
-arm alone: overrides, or a method to combine, as in --arm lip@plain=A.py,--with=lip. Every run is `train_net.py` in
-RUNS/ARM/SEED with that seed; what stands after `--` goes to all of them, and `{seed}` in an argument becomes the run's
-seed (to start from a checkpoint of the same seed). Finished runs are kept and unfinished ones resumed: the same command
-goes on where it stopped. Writes RUNS/report.html, one file that needs nothing else, and RUNS/report.json.
-Exit code: 0; 1 where a run failed, which the report says; 2 on bad input; 130 or 143 when interrupted.
+arm alone: overrides, flags of train_net.py, or methods to combine, as in --arm both@plain=A.py,--with=msfm,depla_fpn.
+Every run is `train_net.py` in RUNS/ARM/SEED with that seed; what stands after `--` goes to all of them, and `{seed}` in
+an argument becomes the run's seed (to start from a checkpoint of the same seed). Finished runs are kept and unfinished
+ones resumed: the same command goes on where it stopped, and stops where a config has changed since. Writes
+RUNS/report.html, one file that needs nothing else, and RUNS/report.json.
+Exit code: 0; 1 where a run failed, which the report says; 2 on bad input, also where every run ended with it; 130 or
+143 when interrupted.
 """
 
 import argparse
@@ -25,24 +27,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import projects  # noqa: E402, F401  first: it chooses the engine and registers every part
 from shared.errors import UserError  # noqa: E402
-from shared.files import whole_file  # noqa: E402
+from shared.files import disk_errors, whole_file  # noqa: E402
 from shared.training.setup import exit_on_user_error  # noqa: E402
 from tools.comparison.arms import Plan, check, parse_arm, shown, with_hosts  # noqa: E402
-from tools.comparison.gather import (
-    NothingFinished,
-    as_json,
-    gather,
-    gather_examples,
-    metrics_of,
-    problems,
-    without_pictures,
-)  # noqa: E402
+from tools.comparison.gather import as_json, gather, gather_examples, metrics_of, problems, without_pictures  # noqa: E402
+from tools.comparison.page import MADE_BY  # noqa: E402
 from tools.comparison.results import markdown, table_rows  # noqa: E402
-from tools.comparison.runs import Runner, check_records  # noqa: E402
+from tools.comparison.runs import Runner, alone_in, check_records  # noqa: E402
 from tools.comparison.sections import render  # noqa: E402
 
-COMMAND = "compare.json"  # in the folder of the runs: the arguments, for --report-only
-MADE_BY = "Made by `tools/compare.py`"
+REPORT, NUMBERS = "report.html", "report.json"  # in the folder of the runs
+COMMAND = "compare.json"  # there too: the arguments, for --report-only
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -85,7 +80,7 @@ def with_former(args: argparse.Namespace, argv: list[str]) -> tuple[argparse.Nam
         return args, argv
     try:
         former = json.loads(file.read_text())["arguments"]
-    except (ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{file} cannot be read ({e}): give the arms by --arm.") from e
     trained = argument_parser().parse_args(former)
     for name in ("arm", "seeds", "iterations", "eval_period", "common"):
@@ -97,16 +92,27 @@ def with_former(args: argparse.Namespace, argv: list[str]) -> tuple[argparse.Nam
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """UserError where a report could not be written; it is asked before hours of training."""
+    """UserError where a file could not be written, or is another's; it is asked before hours of training."""
+    ours = [args.runs / name for name in (REPORT, NUMBERS, *([] if args.report_only else [COMMAND]))]
     try:
         args.runs.mkdir(parents=True, exist_ok=True)
-        file = args.markdown
-        if file is not None and file.exists() and file.stat().st_size and MADE_BY not in file.read_text():
-            raise UserError(f"--markdown {file} is not a table of this tool: name another file, or delete it.")
-        if file is not None:
+        if file := next((f for f in ours if not _ours(f)), None):
+            raise UserError(f"{file} is not marked as made by this tool: move it, or choose another --runs folder.")
+        if file := args.markdown:
+            if not _ours(file) or file.resolve() in [f.resolve() for f in ours]:
+                raise UserError(f"--markdown {file} is not a table of this tool: name another file, or delete it.")
             file.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, UnicodeDecodeError) as e:
+    except OSError as e:
         raise UserError(f"The report cannot be written: {e}.") from e
+
+
+def _ours(file: Path) -> bool:
+    """Whether it may be replaced."""
+    return (
+        not file.exists()
+        or file.is_file()
+        and (not file.stat().st_size or MADE_BY in file.read_text("utf-8", "replace"))
+    )
 
 
 def markdown_text(data: dict, plan: Plan, table: list[str]) -> str:
@@ -135,15 +141,31 @@ def report(args: argparse.Namespace, plan: Plan, command: str) -> dict:
     """Write report.json, report.html and the Markdown file, print the table. Returns all numbers."""
     data = gather(plan, args.title, command, args.task, args.metrics)
     found = gather_examples(plan, data, args.examples, args.score_threshold)
-    numbers = json.dumps(as_json({**data, "examples": without_pictures(found)}), indent=1)
-    for name, content in (("report.json", numbers), ("report.html", render(data, found))):
-        with whole_file(str(args.runs / name)) as f:
-            f.write(content.encode())
+    numbers = as_json({"made_by": MADE_BY, **data, "examples": without_pictures(found)})
+    write(args.runs / NUMBERS, json.dumps(numbers, indent=1))
+    write(args.runs / REPORT, render(data, found))
     table = markdown(table_rows(metrics_of(data), data["hosts"], data["metrics"]), data["metrics"])
     print("\n".join(["", *table, ""]))
     if args.markdown:
-        args.markdown.write_text(markdown_text(data, plan, table), encoding="utf-8")
+        write(args.markdown, markdown_text(data, plan, table))
     return data
+
+
+def write(file: Path, content: str) -> None:
+    with disk_errors(str(file.parent)), whole_file(str(file)) as f:
+        f.write(content.encode())
+
+
+def train(args: argparse.Namespace, plan: Plan, argv: list[str]) -> None:
+    """All that is not finished; argv is kept for --report-only."""
+    try:
+        with alone_in(args.runs):
+            check_records(plan)
+            write(args.runs / COMMAND, json.dumps({"made_by": MADE_BY, "arguments": argv}, indent=1))
+            Runner(plan, args.jobs, say=lambda line: print(line, flush=True)).run()
+    except KeyboardInterrupt as e:
+        print("interrupted: the same command goes on where it stopped", file=sys.stderr, flush=True)
+        sys.exit(128 + (e.args[0] if e.args else signal.SIGINT))
 
 
 @exit_on_user_error
@@ -154,21 +176,10 @@ def main(argv: list[str] | None = None) -> None:
     plan = make_plan(args)
     check_files(args)
     if not args.report_only:
-        check(plan)
-        check_records(plan)
-        (args.runs / COMMAND).write_text(json.dumps({"arguments": argv}, indent=1))
-        try:
-            Runner(plan, args.jobs, say=lambda line: print(line, flush=True)).run()
-        except KeyboardInterrupt as e:
-            print("interrupted: the same command goes on where it stopped", file=sys.stderr, flush=True)
-            sys.exit(128 + (e.args[0] if e.args else signal.SIGINT))
+        train(args, check(plan, args.task, args.metrics or ()), argv)
     words = [word for word in trained_with if word != "--report-only"]
-    try:
-        data = report(args, plan, command_lines(words))
-    except NothingFinished as e:
-        e.exit_code = e.exit_code if args.report_only else 1  # what was asked for is good, and all of it failed
-        raise
-    print(f"report: {args.runs / 'report.html'}")
+    data = report(args, plan, command_lines(words))
+    print(f"report: {args.runs / REPORT}")
     if failed := problems(data):
         print("\n".join(f"not finished: {sentence}" for sentence in failed), file=sys.stderr, flush=True)
         sys.exit(1)

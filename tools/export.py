@@ -28,6 +28,8 @@ from shared.config import load_config  # noqa: E402
 from shared.errors import UserError  # noqa: E402
 from shared.export import FORMATS, ExportFormat, ExportProgram  # noqa: E402
 from shared.export.program import PARTS, largest_difference  # noqa: E402
+from shared.files import disk_errors  # noqa: E402
+from shared.predictor import lazy_class_names  # noqa: E402
 from shared.training.run import Run, make_run  # noqa: E402
 from shared.training.setup import exit_on_user_error  # noqa: E402
 from tools.loading import trained_model  # noqa: E402
@@ -58,6 +60,8 @@ def example_image(run: Run, file: str, size: list[int] | None) -> Tensor:
     except (OSError, SyntaxError) as e:
         raise UserError(f"Image file {file} cannot be read: {e}.") from e
     if size is not None:
+        if min(size) < 1:
+            raise UserError(f"--size must be at least 1 x 1 pixels, got {size[0]} x {size[1]}.")
         resized = F.interpolate(image[None].float(), size=tuple(size), mode="bilinear", antialias=True)[0]
         image = resized.round().clamp(0, 255).to(torch.uint8)
     return image.contiguous()
@@ -109,22 +113,17 @@ def check(program: ExportProgram, path: str, image: Tensor, kind: ExportFormat) 
     return worst
 
 
-def class_names(run: Run) -> list[str]:
-    if isinstance(run.cfg, CfgNode):
-        return list(run.cfg.DATASETS.CLASS_NAMES)
-    return list(run.cfg.train.get("class_names") or [])
-
-
 def notes_of(run: Run, program: ExportProgram, image: Tensor) -> dict:
     """What a program that runs the file must know."""
-    if isinstance(run.cfg, CfgNode):
-        channels = run.cfg.INPUT.FORMAT
+    cfg = run.cfg
+    if isinstance(cfg, CfgNode):
+        channels, classes = cfg.INPUT.FORMAT, list(cfg.DATASETS.CLASS_NAMES)
     else:
-        channels = run.cfg.dataloader.test.mapper.image_format
+        channels, classes = cfg.dataloader.test.mapper.image_format, lazy_class_names(cfg)
     return {
         "input": {"size": list(image.shape), "dtype": "uint8", "channels": channels},
         "outputs": list(program.output_names),
-        "class_names": class_names(run),
+        "class_names": classes,
         "torch": torch.__version__,
     }
 
@@ -136,7 +135,7 @@ def export(run: Run, model: torch.nn.Module, args: argparse.Namespace, output: P
     program = ExportProgram(model, args.part)
     recorded = record(program, image, kind)
     ops = kind.native_ops(recorded)
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+    with disk_errors(str(output.parent)), tempfile.TemporaryDirectory(dir=output.parent) as folder:
         file = os.path.join(folder, output.name)
         notes = notes_of(run, program, image)
         kind.save(recorded, file, notes)

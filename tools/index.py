@@ -102,14 +102,21 @@ def describe(entry: Entry, costs: dict[str, Cost]) -> dict:
     return {name: value for name, value in values.items() if value not in ("", [], {})}
 
 
-def train_command(entry: Entry) -> str:
-    """The command line that trains the row."""
+def train_commands(entry: Entry) -> list[str]:
+    """The command line that trains the row; where it is of another test set, then the one that evaluates on that."""
+    tested = [o for o in entry.overrides if o.startswith("dataloader.test.")]
+    command = " ".join([_trained_by(entry), *(shlex.quote(o) for o in entry.overrides if o not in tested)])
+    weights = "train.init_checkpoint=model_final.pth"
+    evaluation = ["python train_net.py --config-file", entry.config, "--eval-only", weights, *map(shlex.quote, tested)]
+    return [command, " ".join(evaluation)] if tested else [command]
+
+
+def _trained_by(entry: Entry) -> str:
+    """Without overrides."""
     if entry.first and entry.paper.pipeline:
         names = {"first": entry.first, "config": entry.config, "plain": entry.plain, "name": Path(entry.config).stem}
-        command = entry.paper.pipeline.format(**names)
-    else:
-        command = f"python train_net.py --config-file {entry.config} --num-gpus 8"
-    return " ".join([command, *map(shlex.quote, entry.overrides)])
+        return entry.paper.pipeline.format(**names)
+    return f"python train_net.py --config-file {entry.config} --num-gpus 8"
 
 
 def show(entry: Entry, costs: dict[str, Cost]) -> str:
@@ -117,7 +124,8 @@ def show(entry: Entry, costs: dict[str, Cost]) -> str:
         f"{name:<10}{json.dumps(value) if isinstance(value, (dict, list)) else value}"
         for name, value in describe(entry, costs).items()
     ]
-    return "\n".join(rows + ([f"{'train':<10}{train_command(entry)}"] if entry.config else []))
+    commands = zip(("train", "evaluate"), train_commands(entry)) if entry.config else ()
+    return "\n".join([*rows, *(f"{name:<10}{command}" for name, command in commands)])
 
 
 def find(entries: list[Entry], name: str) -> Entry:

@@ -1,5 +1,6 @@
-"""Where tools write: never over something that is there."""
+"""Where tools write: never over something that is there, unless they are told to."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from shared.errors import UserError
@@ -21,6 +22,15 @@ def new_folder(path: str) -> Path:
     folder = Path(path)
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--output {path} holds something already: name another folder, or empty it.")
+    make_folder(folder)
+    return folder
+
+
+def folder_for(path: str, names: Iterable[str], overwrite: bool) -> Path:
+    """`path`, made; UserError where it holds one of these files already, unless `overwrite`."""
+    folder = Path(path)
+    if not overwrite and (taken := next((name for name in names if (folder / name).exists()), None)):
+        raise UserError(f"--output {path} holds {taken} already: name another folder, or add --overwrite.")
     make_folder(folder)
     return folder
 

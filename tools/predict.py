@@ -4,8 +4,9 @@
     tools/predict.py --config-file output/config.yaml --weights output/model_final.pth \\
         --input images/ --output predictions/
 
-Writes one picture per image and `predictions.json`, a list in COCO's result format with `file_name`
-in place of `image_id`, boxes as [x, y, width, height] in pixels, masks as RLE.
+Writes one picture per image (`NAME.detections.png`, which is never taken from a folder as input) and
+`predictions.json`, a list in COCO's result format with `file_name` in place of `image_id`, boxes as
+[x, y, width, height] in pixels, masks as RLE.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from PIL import Image  # noqa: E402
 
 import projects  # noqa: E402, F401  first: it chooses the engine and registers every part
 from detectron2.config import CfgNode  # noqa: E402
@@ -29,11 +32,13 @@ from shared.config_checks import named_errors_of  # noqa: E402
 from shared.data.coco_sets import FLAG  # noqa: E402
 from shared.data.named_errors import read_picture, thin_pictures_named  # noqa: E402
 from shared.errors import UserError  # noqa: E402
+from shared.files import disk_errors, whole_file  # noqa: E402
 from shared.predictor import predictor_cfg, register_class_names  # noqa: E402
 from shared.training.setup import check_device, exit_on_user_error, sentence_of  # noqa: E402
-from tools.output import make_folder  # noqa: E402
+from tools.output import folder_for  # noqa: E402
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+PICTURE, RESULTS = ".detections.png", "predictions.json"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -42,6 +47,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="", help="checkpoint; default the config's")
     parser.add_argument("--input", required=True, nargs="+", help="images and folders of images")
     parser.add_argument("--output", required=True, help="folder for the pictures and the JSON file")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier predictions of the same names")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="default 0.5")
     parser.add_argument("--limit", type=int, default=None, help="at most so many images")
     parser.add_argument(FLAG, action="store_true", help="name and count images that cannot be read, and go on")
@@ -63,6 +69,7 @@ def image_files(inputs: list[str]) -> list[str]:
     for path in inputs:
         if os.path.isdir(path):
             found = sorted(str(p) for p in Path(path).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            found = [file for file in found if not file.endswith(PICTURE)]
             if not found:
                 raise UserError(f"Input folder {path!r} holds no image.")
             files += found
@@ -127,13 +134,16 @@ def main(argv: list[str] | None = None) -> None:
     files = image_files(args.input)[: args.limit]
     cfg = make_cfg(args.config_file, args.weights, args.opts)
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
-    make_folder(Path(args.output))
-    rows, taken = [], set()
+    pictures = picture_names(files)
+    folder = folder_for(args.output, [RESULTS, *pictures.values()], args.overwrite)
+    rows = []
     skipped = [] if args.skip_bad_records else None
     for file, image, instances in predict(cfg, files, args.score_threshold, skipped):
-        picture = os.path.join(args.output, _picture_name(file, taken))
+        picture = folder / pictures[file]
         drawn = Visualizer(image[:, :, ::-1], metadata, scale=picture_scale(image))
-        drawn.draw_instance_predictions(instances).save(picture)
+        drawn = Image.fromarray(drawn.draw_instance_predictions(instances).get_image())
+        with disk_errors(args.output), whole_file(str(picture)) as f:
+            drawn.save(f, "PNG")
         for row in instances_to_coco_json(instances, file):
             row["file_name"] = row.pop("image_id")
             if metadata is not None and (names := metadata.get("thing_classes")):
@@ -144,21 +154,23 @@ def main(argv: list[str] | None = None) -> None:
         print(f"left out: {sentence}")
     if skipped and len(skipped) == len(files):
         raise UserError(f"None of the {len(files)} image(s) can be read.")
-    with open(os.path.join(args.output, "predictions.json"), "w") as f:
+    with disk_errors(args.output), whole_file(str(folder / RESULTS), "w") as f:
         json.dump(rows, f, indent=1)
     left_out = f", {len(skipped)} left out" if skipped else ""
-    print(f"{len(rows)} objects in {len(files)} image(s){left_out}: {args.output}/predictions.json")
+    print(f"{len(rows)} objects in {len(files)} image(s){left_out}: {folder / RESULTS}")
 
 
-def _picture_name(file: str, taken: set[str]) -> str:
-    """<stem>.detections.png, numbered where an image of another folder has the name already."""
-    stem, number = Path(file).stem, 1
-    name = f"{stem}.detections.png"
-    while name in taken:
-        number += 1
-        name = f"{stem}-{number}.detections.png"
-    taken.add(name)
-    return name
+def picture_names(files: list[str]) -> dict[str, str]:
+    """By file: its stem, numbered where an image before it has the same."""
+    names: dict[str, str] = {}
+    for file in dict.fromkeys(files):
+        stem, number = Path(file).stem, 1
+        name, taken = stem + PICTURE, set(names.values())
+        while name in taken:
+            number += 1
+            name = f"{stem}-{number}{PICTURE}"
+        names[file] = name
+    return names
 
 
 def picture_scale(image) -> float:

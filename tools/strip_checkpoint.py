@@ -23,6 +23,7 @@ from detectron2.config import CfgNode  # noqa: E402
 from shared.checkpoint import NOT_WEIGHTS, check_weights_file  # noqa: E402
 from shared.config import load_config  # noqa: E402
 from shared.errors import UserError  # noqa: E402
+from shared.files import disk_errors, whole_file  # noqa: E402
 from shared.training.run import make_run  # noqa: E402
 from shared.training.setup import exit_on_user_error  # noqa: E402
 from shared.training_only import training_only_prefixes  # noqa: E402
@@ -89,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     output = new_file(args.output)
     checkpoint = read_checkpoint(args.weights)
     kept, removed = strip(checkpoint["model"], build_on_cpu(args.config_file, args.opts), args.weights)
-    torch.save({"model": kept}, output)
+    with disk_errors(str(output.parent)), whole_file(str(output)) as f:
+        torch.save({"model": kept}, f)
     for prefix, entries in removed.items():
         print(f"removed  {prefix.rstrip('.')}: {_numbers(entries.values())}")
     if not any(removed.values()):

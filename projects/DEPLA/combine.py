@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import nn
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling import GeneralizedRCNN
@@ -61,10 +63,7 @@ def _know_padding(model: DictConfig, spec: DictConfig) -> DictConfig:
     if spec.mask_padding and target is GeneralizedRCNN:
         model._target_ = PaddingMaskRCNN
     elif spec.mask_padding and not issubclass(target, PaddingMaskRCNN):
-        raise UserError(
-            f"DEPLA's mask_padding needs a host that PaddingMaskRCNN can replace, a plain R-CNN, and this one is "
-            f"{target.__name__}: set it to False."
-        )
+        hosts.refuse_mask_padding(target.__name__)
     return model
 
 
@@ -85,15 +84,14 @@ def with_fishnet(model: DictConfig, **knobs: Any) -> DictConfig:
     """FishNet-150 in the place of the host's backbone, below its feature pyramid, nothing frozen.
 
     knobs: of `FishNet`. It is as much narrower as the host's ResNet. Its norm is the host's; in place of a frozen
-    one SyncBN, as in the paper's detectors.
+    one SyncBN, as in the paper's detectors. Weights of the host's backbone do not fit: see `combine_config`.
     """
     model = hosts.copy_of(model)
     node = hosts.project_node("DEPLA/configs/common/depla_fishnet.py", "backbone")
     node.aggregation = None
     old = hosts.bottom_up_of(model)
     node.width //= hosts.narrowness(hosts.built(old))
-    norm = old.get("norm") or old.get("stem", {}).get("norm") or node.norm
-    node.norm = "SyncBN" if norm == "FrozenBN" else norm
+    node.norm = hosts.trained_norm(old, node.norm)
     hosts.set_knobs(node, knobs, "FishNet")
     hosts.replace_bottom_up(model, node, FEATURES, "FishNet")
     return model
@@ -106,7 +104,11 @@ def with_depla_fishnet(model: DictConfig, **knobs: Any) -> DictConfig:
 
 
 def with_se_resnet(model: DictConfig, **knobs: Any) -> DictConfig:
-    """Squeeze-and-excitation in every bottleneck block of the host's ResNet. knobs: ratio."""
+    """Squeeze-and-excitation in every bottleneck block of the host's ResNet. knobs: ratio, start.
+
+    Weights and freezing of the host's layers stay the host's; gates train in frozen stages, too. They start near one,
+    so that pretrained features stay: SE-ResNet's own random start would halve them.
+    """
     model = hosts.copy_of(model)
     resnet = hosts.require_resnet(model, "Squeeze-and-excitation")
     change = L(SEInResNet)(ratio=RATIO)
@@ -137,11 +139,14 @@ class DEPLAInResNet(DEPLASpec, ResNetChange):
 
 @dataclass(frozen=True)
 class SEInResNet(ResNetChange):
-    """A gate in every block; layers of the blocks stay."""
+    """A gate in every block, of the value `start` for all channels at first; layers of the blocks stay."""
 
     ratio: int = RATIO
+    start: float = 0.95
 
     def change(self, resnet: ResNet) -> None:
+        if not 0 < self.start < 1:
+            raise ValueError(f"a gate's start must be between 0 and 1, got {self.start}")
         for name, stage in zip(resnet.stage_names, resnet.stages):
             for block in stage:
                 if getattr(block, "se", None) is not None:
@@ -149,3 +154,5 @@ class SEInResNet(ResNetChange):
                 if not isinstance(block, SEPieces):
                     add_method(block, SEPieces)
                 block.se = SEGate(block.out_channels, self.ratio)
+                nn.init.zeros_(block.se.expand.weight)
+                nn.init.constant_(block.se.expand.bias, log(self.start / (1 - self.start)))

@@ -10,8 +10,6 @@ from projects import hosts, mixed_roi_heads
 from .dynamic_rcnn import DynamicROIHeads
 from .grid_rcnn import GridROIHeads
 
-RETINANET_CHANNELS = 256  # of the pyramids that the settings of common/ are for
-
 
 def with_dynamic(model: DictConfig, **knobs: Any) -> DictConfig:
     """Dynamic R-CNN's moving threshold and beta in the host's RoI heads, with its RPN's threshold of NMS.
@@ -43,7 +41,7 @@ def with_grid(model: DictConfig, **knobs: Any) -> DictConfig:
     side = own.grid_pooler.output_size
     own.grid_head.update(
         input_shape=ShapeSpec(channels=channels, height=side, width=side),
-        point_channels=max(4, own.grid_head.point_channels * channels // RETINANET_CHANNELS),
+        point_channels=max(4, own.grid_head.point_channels * channels // own.grid_head.input_shape.channels),
     )
     for key in ("scales", "sampling_ratio", "pooler_type"):
         own.grid_pooler[key] = heads.box_pooler[key]
@@ -57,9 +55,12 @@ def with_grid(model: DictConfig, **knobs: Any) -> DictConfig:
 def with_reppoints(model: DictConfig, **knobs: Any) -> DictConfig:
     """RepPoints on the host's backbone, levels P3 to P7, in the place of its head and losses or of its R-CNN.
 
-    knobs: of `RepPoints`: head, box_matcher, point_scale, ...
+    point_scale is as much smaller as the host's smallest anchor is than COCO's 32 px. knobs: of `RepPoints`: head,
+    box_matcher, point_scale, ...
     """
+    model = hosts.copy_of(model)
     own = hosts.project_node("Detectors/configs/common/reppoints.py", "model")
-    own.update(hosts.dense_host(hosts.copy_of(model), "RepPoints"))
+    own.point_scale *= hosts.smallest_anchor(model) / hosts.COCO_ANCHOR
+    own.update(hosts.dense_host(model, "RepPoints"))
     hosts.set_knobs(own, knobs, "RepPoints")
     return own

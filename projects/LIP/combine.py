@@ -24,7 +24,8 @@ def with_lip(model: DictConfig, **knobs: Any) -> DictConfig:
     """LIP in the stem and in the strided blocks of the host's ResNet; other layers, and what is frozen, stay.
 
     knobs: pooling (of `Pooling`), sites, kernel_after, freeze_stem_pool; see `lip_resnet`. The trunks of Bottleneck-128
-    are as much narrower as the ResNet is.
+    are as much narrower as the ResNet is. What is new trains in frozen stages, too; a frozen stem's pool, as in LIP's
+    own configs, only with freeze_stem_pool=False.
     """
     model = hosts.copy_of(model)
     resnet = hosts.require_resnet(model, "LIP")
@@ -38,15 +39,15 @@ def with_lip(model: DictConfig, **knobs: Any) -> DictConfig:
 
 
 def with_lip_densenet(model: DictConfig, **knobs: Any) -> DictConfig:
-    """LIP-DenseNet-121 in the place of the host's backbone, below its feature pyramid; norm and freeze_at as there.
+    """LIP-DenseNet-121 in the place of the host's backbone, below its feature pyramid, nothing frozen.
 
-    knobs: of `DenseNet`; sites=[] gives the plain DenseNet.
+    knobs: of `DenseNet`; sites=[] gives the plain DenseNet. Its norm is the host's; in place of a frozen one SyncBN.
+    With pretrained weights of its own, norm="FrozenBN" and freeze_at=2 are those of LIP's config.
     """
     model = hosts.copy_of(model)
     node = hosts.project_node("LIP/configs/common/lip_densenet.py", "bottom_up")
     old = hosts.bottom_up_of(model)
-    node.freeze_at = old.get("freeze_at", 0)
-    node.norm = old.get("norm") or old.get("stem", {}).get("norm") or node.norm
+    node.update(freeze_at=0, norm=hosts.trained_norm(old, node.norm))
     hosts.set_knobs(node, knobs, "LIP-DenseNet")
     hosts.replace_bottom_up(model, node, DENSE_STAGES, "LIP-DenseNet")
     return model
@@ -77,6 +78,8 @@ class LIPInResNet(ResNetChange):
         stem.__class__ = LIPStem
         stem.freeze_pool = self.freeze_stem_pool
         stem.pool = make_stem_pool(self.pooling, stem.out_channels)
+        if self.freeze_stem_pool and not stem.conv1.weight.requires_grad:
+            stem.pool.requires_grad_(False)
 
     def _pool_block(self, block: CNNBlockBase, stage: str, branches: Sequence[str]) -> None:
         add_method(block, LIPPieces)

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from shared.data.coco_records import BadRecord, check_annotation, check_image, field, short
 from shared.data.named_errors import picture_problem
 from shared.errors import UserError
+from shared.files import disk_errors
 
 logger = logging.getLogger(__name__)
 FLAG = "--skip-bad-records"
@@ -79,7 +80,7 @@ def register_coco_set(json_file: str, image_root: str, name: str | None = None, 
     checked = check_coco_set(*source)
     own = _OwnSet(source, source[0], checked.skipped)
     if checked.changed or skip_bad_records:  # the latter: pictures may follow
-        own.json_file = os.path.join(get_temp_dir(), f"{name}.json")
+        own.json_file = os.path.join(get_temp_dir(), f"{_hash(name)}.json")  # a name may have slashes
         _write(checked.coco, own.json_file)
     _OWN_SETS[name] = own
     DatasetCatalog.register(name, lambda: load_coco_json(own.json_file, source[1], name))
@@ -99,9 +100,10 @@ def _hash(text: str) -> str:
 def _write(coco: dict, file: str) -> None:
     """At once: another process of this run may read it."""
     part = f"{file}.{os.getpid()}"
-    with open(part, "w") as f:
-        json.dump(coco, f)
-    os.replace(part, file)
+    with disk_errors(os.path.dirname(file)):
+        with open(part, "w") as f:
+            json.dump(coco, f)
+        os.replace(part, file)
 
 
 # ---------------------------------------------------------------- the file

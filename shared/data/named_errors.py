@@ -73,9 +73,13 @@ class NamedErrors:
     """
 
     def __init__(self, mapper: Callable[[dict], dict | None], names: Iterable[str] = ()):
-        """names: of the data sets; where each has an image folder (COCO's format), only files in them are read."""
-        roots = [MetadataCatalog.get(name).get("image_root") for name in names]
-        self.mapper, self.roots = mapper, [os.path.realpath(root) for root in roots] if all(roots) else []
+        """names: of the data sets; where one is in COCO's format and the others have an image folder too, only files in
+        these folders are read."""
+        metadata = [MetadataCatalog.get(name) for name in names]
+        coco = [meta.get("image_root") for meta in metadata]
+        voc = [os.path.join(meta.get("dirname"), "JPEGImages") if meta.get("dirname") else None for meta in metadata]
+        roots = [a or b for a, b in zip(coco, voc)]
+        self.mapper, self.roots = mapper, [os.path.realpath(r) for r in roots] if any(coco) and all(roots) else []
 
     def __call__(self, record: dict) -> dict | None:
         file = record.get("file_name")

@@ -7,7 +7,7 @@ be every image's. Within `traceable` both engines' code runs with replacements t
 import builtins
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
-from detectron2.structures import Boxes, ImageList
+from detectron2.layers import batched_nms
+from detectron2.structures import Boxes, ImageList, Instances
 
 PACKAGES = ("detectron2", "projects", "shared")
 
@@ -74,6 +75,45 @@ def _class_nms(dtype: torch.dtype):
     return batched_nms
 
 
+def _top_proposals(batched_nms: Callable):
+    """`find_top_rpn_proposals` of a single image, without a branch on how many boxes are finite or large enough."""
+
+    def find_top_rpn_proposals(
+        proposals, pred_objectness_logits, image_sizes, nms_thresh, pre_nms_topk, post_nms_topk, min_box_size, training
+    ) -> list[Instances]:
+        found = []
+        for level, (boxes, logits) in enumerate(zip(proposals, pred_objectness_logits)):
+            scores, index = logits[0].topk(min(logits.shape[1], pre_nms_topk))
+            found.append((boxes[0][index], scores, torch.full_like(index, level)))
+        boxes, scores, levels = map(torch.cat, zip(*found))
+        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores)
+        boxes, scores, levels = Boxes(boxes[finite]), scores[finite], levels[finite]
+        boxes.clip(image_sizes[0])
+        large = boxes.nonempty(threshold=min_box_size)
+        boxes, scores, levels = boxes.tensor[large], scores[large], levels[large]
+        keep = batched_nms(boxes, scores, levels, nms_thresh)[:post_nms_topk]
+        return [Instances(image_sizes[0], proposal_boxes=Boxes(boxes[keep]), objectness_logits=scores[keep])]
+
+    return find_top_rpn_proposals
+
+
+def _rois(box_lists: list[Boxes]) -> Tensor:
+    """`convert_boxes_to_pooler_format` of a single image: (N, 5), each the image's index 0 and a box."""
+    (boxes,) = box_lists
+    return torch.cat([torch.zeros_like(boxes.tensor[:, :1]), boxes.tensor], dim=1)
+
+
+def _not_all(self: Tensor, *args, **kwargs) -> Tensor | bool:
+    """`Tensor.all` that leaves `if not finite.all(): boxes = boxes[finite]` no choice but to select."""
+    caller = sys._getframe(1).f_globals.get("__name__", "")
+    if args or kwargs or caller.partition(".")[0] not in PACKAGES:
+        return _ALL(self, *args, **kwargs)
+    return False
+
+
+_ALL = Tensor.all
+
+
 @contextlib.contextmanager
 def traceable(nms_dtype: torch.dtype | None = None) -> Iterator[None]:
     """Sizes of tensors can be recorded in the code of both engines and of the projects, for one image of a fixed size.
@@ -81,12 +121,16 @@ def traceable(nms_dtype: torch.dtype | None = None) -> Iterator[None]:
     nms_dtype: of the boxes in NMS by class; None leaves torchvision's, whose branches TorchScript knows. Offsets of
         many classes need float64, or neighbours are told apart less well than one by one.
     """
+    nms_by_class = batched_nms if nms_dtype is None else _class_nms(nms_dtype)
+    replaced = {"batched_nms": nms_by_class, "find_top_rpn_proposals": _top_proposals(nms_by_class)}
+    replaced["convert_boxes_to_pooler_format"] = _rois
     builtin = {"len": _length, "min": _extreme("min"), "max": _extreme("max")}
     with contextlib.ExitStack() as stack:
         for target, name, value in (
             (Boxes, "__init__", _make_boxes),
             (Boxes, "clip", _clip),
             (ImageList, "from_tensors", staticmethod(_one_image)),
+            (Tensor, "all", _not_all),
         ):
             stack.enter_context(mock.patch.object(target, name, value))
         for name, module in list(sys.modules.items()):
@@ -95,6 +139,6 @@ def traceable(nms_dtype: torch.dtype | None = None) -> Iterator[None]:
             for key, value in builtin.items():
                 if key not in vars(module):  # a module's global comes before the builtin
                     stack.enter_context(mock.patch.object(module, key, value, create=True))
-            if nms_dtype is not None and "batched_nms" in vars(module):
-                stack.enter_context(mock.patch.object(module, "batched_nms", _class_nms(nms_dtype)))
+            for key in replaced.keys() & vars(module).keys():
+                stack.enter_context(mock.patch.object(module, key, replaced[key]))
         yield

@@ -18,11 +18,12 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, Tensorboa
 from shared import engine
 from shared.checkpoint import WeightsCheckpointer
 from shared.data.stream import TrainStream
-from shared.errors import UserError
+from shared.errors import CommonError
 from shared.files import DiskError, disk_errors, whole_file
 from shared.modeling.normalizers import sync_normalizers
 from shared.randomness import Use, seed_generators
 from shared.training.ema import WeightAverage
+from shared.training.folder import EVALUATION, save_config
 from shared.training.hooks import ModelAfterBackward, ProgressBar, SeedEachIteration
 from shared.training.losses import LossWatch, NonFiniteLoss
 from shared.training.metrics import MetricsFile, WriteMetrics
@@ -30,7 +31,7 @@ from shared.training.precision import make_trainer
 from shared.training.resume import Start, find_start
 from shared.training.resume_hooks import Evaluate, FinishIteration, SaveCheckpoints, StopWhenAsked
 from shared.training.run import Run
-from shared.training.state import RunState
+from shared.training.state import RunState, TrainerState
 from shared.training.stops import StopSignals
 from shared.training.train_loop import run_iterations
 
@@ -85,17 +86,20 @@ def train(run: Run, resume: bool) -> OrderedDict:
     average = None if run.ema_decay is None else WeightAverage(model, run.ema_decay)
     evaluated = model if average is None else average.averaged
     state = RunState(start.seed, {"model": model, "evaluated": evaluated}, MetricsFile(run.output_dir))
-    parts = {"trainer": trainer, **({} if average is None else {"ema": average}), "run": state}
+    scheduler = run.build_scheduler(trainer.optimizer)
+    parts = {"trainer": TrainerState(trainer, scheduler), **({} if average is None else {"ema": average}), "run": state}
     checkpointer = WeightsCheckpointer(evaluated, run.output_dir, **parts)
     with StopSignals(announce=comm.is_main_process()) as stop:
-        before = [SeedEachIteration(start.seed), LossWatch(model, stop, run.output_dir)]
+        watch = LossWatch(model, stop, run.output_dir)
+        before = [SeedEachIteration(start.seed), watch]
         if average is not None:
             before.append(hooks.CallbackHook(after_step=lambda _: average.update()))
         trainer.register_hooks([*before, ModelAfterBackward(model), hooks.IterationTimer()])
-        trainer.register_hooks([hooks.LRScheduler(scheduler=run.build_scheduler(trainer.optimizer))])
-        saver = SaveCheckpoints(checkpointer, state, run.checkpoint_period, run.max_to_keep, start)
-        evaluation = _register_last_hooks(run, trainer, evaluated, state, saver, before[1], stop)
+        trainer.register_hooks([hooks.LRScheduler(scheduler=scheduler)])
+        saver = SaveCheckpoints(checkpointer, state, watch, run.checkpoint_period, run.max_to_keep, start)
+        evaluation = _register_last_hooks(run, trainer, evaluated, state, saver, watch, stop)
         _load_start(run, checkpointer, start)
+        save_config(run, run.output_dir)
         if average is not None:
             average.begin()
         if start.first_iter >= run.max_iter:
@@ -130,7 +134,7 @@ def _register_last_hooks(
     stop: StopSignals,
 ) -> Evaluate:
     """Checkpoints, evaluation, metrics, and the end of a run that is asked to stop."""
-    folder = os.path.join(run.output_dir, "inference")
+    folder = os.path.join(run.output_dir, EVALUATION)
     stopper = StopWhenAsked(watch, saver)
     evaluation = Evaluate(
         run.eval_period,
@@ -160,32 +164,27 @@ def _ddp_arguments(run: Run) -> dict:
 def _load_start(run: Run, checkpointer: WeightsCheckpointer, start: Start) -> None:
     resumed = start.checkpoint is not None
     path = start.checkpoint or run.weights
-    unread = checkpointer.load(path, checkpointables=None if resumed else [])
+    unread = checkpointer.resume(path) if resumed else checkpointer.load(path, checkpointables=[])
     if resumed and "ema" in unread:
-        raise UserError("The run that --resume finds was trained with train.ema.enabled=true: set it again.")
+        raise CommonError("The run that --resume finds was trained with train.ema.enabled=true: set it again.")
     if resumed and not checkpointer.checkpointables["run"].was_loaded:
         logger.warning("%s was written by an earlier version: the run goes on from it, but not bit for bit.", path)
-    checkpointer.require(path, every=resumed)
+    if not resumed:
+        checkpointer.require(path, every=False)
     if checkpointer.report is not None:
         logger.info("Weights %s: %s.", path, checkpointer.describe())
     if not resumed:
         checkpointer.begin_new_run()
 
 
-def evaluate_only(run: Run) -> OrderedDict:
-    """Evaluate the weights; UserError unless every entry of the model is in the file."""
+def evaluate_only(run: Run, folder: str) -> OrderedDict:
+    """Evaluate the weights, into `folder`; UserError unless every entry of the model is in the file."""
     model = run.build_model()
-    weights = run.weights
-    if not weights:
-        raise UserError(
-            "--eval-only needs weights: set "
-            + ("train.init_checkpoint" if run.device_key == "train.device" else "MODEL.WEIGHTS")
-            + "=FILE."
-        )
     checkpointer = WeightsCheckpointer(model)
-    checkpointer.load(weights, checkpointables=[])
-    checkpointer.require(weights, every=True, inference=True)
-    return evaluate(run, model, os.path.join(run.output_dir, "inference"))
+    checkpointer.load(run.weights, checkpointables=[])
+    checkpointer.require(run.weights, every=True, inference=True)
+    save_config(run, folder)
+    return evaluate(run, model, folder)
 
 
 def dry_run(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Losses that are not finite end a run, with the images that they came from."""
+"""Losses and weights that are not finite end a run, with the images or the parameters that are to blame."""
 
 import logging
 import math
@@ -86,17 +86,35 @@ class LossWatch(HookBase):
         odd = [k for k, v in values.items() if not math.isfinite(v)] or list(values)  # or their sum overflows
         what = first["error"] or ", ".join(f"{k} is {values[k]}" for k in odd)
         files = ", ".join(file for report in reports for file in report["files"])
-        saved = self._save(iteration, reports) if comm.is_main_process() else ""
+        saved = self._save(iteration, reports, "from before the step") if comm.is_main_process() else ""
         return (
             f"Iteration {iteration}: {what}, and training cannot go on. The images of the batch: {files}. {saved} "
             f"Lower the learning rate, bound the gradients' norm, or look at these images."
         )
 
-    def _save(self, iteration: int, reports: list[dict[str, Any]]) -> str:
+    def require_finite_weights(self) -> None:
+        """Before a checkpoint, in all processes: NonFiniteLoss where gradients that were not finite, under losses that
+        were, have reached the parameters."""
+        names, parameters = zip(*self._model.named_parameters())
+        finite = torch.stack([p.detach().isfinite().all() for p in parameters]).tolist()
+        mine = [name for name, is_finite in zip(names, finite) if not is_finite]
+        found = sorted({name for names in comm.all_gather(mine) for name in names})
+        if not found:
+            return
+        iteration = self.trainer.iter
+        saved = self._save(iteration, [{"parameters": found}], "of now") if comm.is_main_process() else ""
+        some = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
+        raise NonFiniteLoss(
+            f"Iteration {iteration}: the losses were finite, the weights are not ({some}), and training cannot go on. "
+            f"{saved} Lower the learning rate, bound the gradients' norm, or look for what has no finite gradient."
+        )
+
+    def _save(self, iteration: int, reports: list[dict[str, Any]], which: str) -> str:
+        """Returns a sentence."""
         file = os.path.join(self._folder, DEBUG_FILE)
         try:
             with disk_errors(self._folder), whole_file(file) as f:
                 torch.save({"model": self._model.state_dict(), "iteration": iteration, "processes": reports}, f)
         except DiskError as e:
-            return f"The weights from before the step could not be saved: {e}"
-        return f"The weights from before the step are in {file}."
+            return f"The weights {which} could not be saved: {e}"
+        return f"The weights {which} are in {file}."

@@ -24,7 +24,7 @@ from torch.multiprocessing import start_processes
 
 from detectron2.utils import comm
 from shared.errors import UserError
-from shared.training.setup import check_port
+from shared.training.setup import check_port, started_by_torchrun
 from shared.training.stops import passed_on
 
 GRACE = 20.0  # seconds: enough to write the checkpoint that is being written
@@ -70,6 +70,7 @@ class Place(NamedTuple):
     per_machine: int
     machine_rank: int
     dist_url: str
+    device: str
 
     def describe(self, local_rank: int) -> str:
         return f"Process {self.rank(local_rank)} of {self.world_size}"
@@ -82,15 +83,16 @@ class Place(NamedTuple):
         return self.num_machines * self.per_machine
 
 
-def run_processes(main: Callable, args: argparse.Namespace, *main_args) -> None:
-    """Call `main(*main_args)` in every process: here, under torchrun, or in processes of our own.
+def run_processes(main: Callable, args: argparse.Namespace, device: str, *main_args) -> None:
+    """Call `main(*main_args)` in every process: here, under torchrun, or in processes of our own. device: the config's;
+    processes on a CPU meet by gloo, also where there are GPUs.
 
     Raises:
         ProcessDied: names the process, its error and, for a signal, the exit code 128 + its number.
         SystemExit: a process has reported its error and exited with this code.
     """
-    if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        _join_torchrun()
+    if started_by_torchrun():
+        _join(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]), device)
         record(_then_leave_group)(main, *main_args)
         return
     if args.num_gpus * args.num_machines == 1:
@@ -98,7 +100,7 @@ def run_processes(main: Callable, args: argparse.Namespace, *main_args) -> None:
         return
     check_port(args.dist_url, args.machine_rank)
     url = _free_local_url() if args.dist_url == "auto" else args.dist_url
-    place, first = Place(args.num_machines, args.num_gpus, args.machine_rank, url), FirstError()
+    place, first = Place(args.num_machines, args.num_gpus, args.machine_rank, url, device), FirstError()
     with passed_on():
         arguments = (place, first, main, main_args)
         context = start_processes(_worker, arguments, nprocs=args.num_gpus, join=False, start_method=METHOD)
@@ -116,7 +118,8 @@ def _free_local_url() -> str:
 
 def _worker(local_rank: int, place: Place, first: FirstError, main: Callable, main_args: tuple) -> None:
     try:
-        _join(local_rank, place)
+        group = dict(init_method=place.dist_url, world_size=place.world_size, rank=place.rank(local_rank))
+        _join(local_rank, place.per_machine, place.device, **group)
         _then_leave_group(lambda: _claiming(local_rank, first, main, main_args))
     except Exception as e:  # before it could be claimed
         if first.claim(local_rank, _sentence(e)):
@@ -142,23 +145,14 @@ def _sentence(e: Exception) -> str:
     return f"{type(e).__name__}: {' '.join(str(e).split())}"[:2000]
 
 
-def _join(local_rank: int, place: Place) -> None:
-    cuda = torch.cuda.is_available()
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", init_method=place.dist_url, world_size=place.world_size, rank=place.rank(local_rank)
-    )
-    comm.create_local_process_group(place.per_machine)
+def _join(local_rank: int, per_machine: int, device: str, **group) -> None:
+    """group: of init_process_group, what torchrun has not put in the environment."""
+    cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if cuda else "gloo", **group)
+    comm.create_local_process_group(per_machine)
     comm.synchronize()  # nobody starts before all have arrived
-
-
-def _join_torchrun() -> None:
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
 def _then_leave_group(main: Callable, *args) -> None:

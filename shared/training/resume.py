@@ -7,8 +7,8 @@ import torch
 
 from detectron2.utils import comm
 from shared.checkpoint import checkpoint_to_resume
-from shared.errors import UserError
 from shared.files import remove_incomplete
+from shared.training.folder import from_main
 
 logger = logging.getLogger(__name__)
 
@@ -27,18 +27,14 @@ def find_start(folder: str, resume: bool, seed: int) -> Start:
     Raises:
         UserError: in all processes, where every checkpoint is damaged.
     """
-    found: Start | UserError | None = None
     drawn = comm.shared_random_seed()
-    if comm.is_main_process():
-        try:
-            remove_incomplete(folder)
-            checkpoint = checkpoint_to_resume(folder) if resume else None
-            found = _start_of(checkpoint, drawn if seed < 0 else seed, fixed=seed >= 0)
-        except UserError as e:
-            found, e.everywhere = e, True
-    found = comm.all_gather(found)[0]
-    if isinstance(found, UserError):
-        raise found
+
+    def find() -> Start:
+        remove_incomplete(folder)
+        checkpoint = checkpoint_to_resume(folder) if resume else None
+        return _start_of(checkpoint, drawn if seed < 0 else seed, fixed=seed >= 0)
+
+    found = from_main(find)
     if seed < 0 and comm.is_main_process():
         logger.info("Seed %d, as the config has none: --resume knows it from the checkpoint.", found.seed)
     return found

@@ -20,14 +20,23 @@ class SaveCheckpoints(hooks.PeriodicCheckpointer):
     """PeriodicCheckpointer for all processes, of which the main one writes; also out of turn, see `save_now`.
 
     `max_to_keep` counts the checkpoints of the run's earlier parts, too. `saved` is the iteration of the last one.
+    Weights that are not finite are never saved: they end the run.
     """
 
-    def __init__(self, checkpointer: WeightsCheckpointer, state: RunState, period: int, keep: int | None, start: Start):
+    def __init__(
+        self,
+        checkpointer: WeightsCheckpointer,
+        state: RunState,
+        watch: LossWatch,
+        period: int,
+        keep: int | None,
+        start: Start,
+    ):
         """keep: how many numbered checkpoints stay, None: all."""
         super().__init__(checkpointer, period)
         if keep is not None and keep < 1:
             raise UserError(f"train.checkpointer.max_to_keep must be at least 1, or null to keep all; got {keep}.")
-        self._state, self._keep, self.start = state, keep, start
+        self._state, self._watch, self._keep, self.start = state, watch, keep, start
         self.saved = None if start.checkpoint is None else start.first_iter - 1
 
     def after_step(self):
@@ -37,9 +46,22 @@ class SaveCheckpoints(hooks.PeriodicCheckpointer):
 
     def save_now(self) -> None:
         """A checkpoint of the iteration that has been completed, unless it has one."""
+        if self.saved != self.trainer.iter:
+            self._save(self._write)
+
+    def collect(self) -> None:
+        """All processes, before what may end in `save_collected`: hand over what a checkpoint needs."""
+        if self.saved != self.trainer.iter < self.max_iter:
+            self._prepare()
+
+    def save_collected(self) -> None:
+        """As `save_now`, of what `collect` has taken in this iteration: by the main process alone."""
+        if self.saved != self.trainer.iter < self.max_iter:
+            self._write_and_drop(self._write)
+
+    def _write(self) -> None:
         iteration = self.trainer.iter
-        if self.saved != iteration:
-            self._save(lambda: self.checkpointer.save(f"{self.file_prefix}_{iteration:07d}", iteration=iteration))
+        self.checkpointer.save(f"{self.file_prefix}_{iteration:07d}", iteration=iteration)
 
     def finish(self) -> None:
         """Write the final checkpoint of a run that was killed just before."""
@@ -48,10 +70,18 @@ class SaveCheckpoints(hooks.PeriodicCheckpointer):
             self._save(lambda: self.checkpointer.save(f"{self.file_prefix}_final", iteration=iteration))
 
     def _save(self, write: Callable[[], None]) -> None:
-        self._state.collect(self.trainer.storage)
+        self._prepare()
         if comm.is_main_process():
-            write()
-            self._drop_old()
+            self._write_and_drop(write)
+        self.saved = self.trainer.iter
+
+    def _prepare(self) -> None:
+        self._watch.require_finite_weights()
+        self._state.collect(self.trainer.storage)
+
+    def _write_and_drop(self, write: Callable[[], None]) -> None:
+        write()
+        self._drop_old()
         self.saved = self.trainer.iter
 
     def _drop_old(self) -> None:
@@ -131,6 +161,7 @@ class Evaluate(hooks.EvalHook):
             self._prepare()
             self.last = known if comm.is_main_process() else {}
             return self.last
+        self._saver.collect()
         try:
             with self._stop.interrupting():
                 self.last = self._evaluate()
@@ -145,16 +176,15 @@ class Evaluate(hooks.EvalHook):
         try:
             with open(self._file) as f:
                 content = json.load(f)
-        except (OSError, ValueError):
+            return content["results"] if content["iteration"] == self.trainer.iter else None
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
             return None
-        return content["results"] if content["iteration"] == self.trainer.iter else None
 
     def _end_early(self) -> None:
         """Each process for itself: the others may be anywhere in their evaluation, and cannot take part in saving."""
         if not comm.is_main_process():
             raise SystemExit(128 + self._stop.signal)
-        if comm.get_world_size() == 1 and self.trainer.iter < self.trainer.max_iter:
-            self._saver.save_now()
+        self._saver.save_collected()
         sentence = f"the evaluation was broken off. {self._saver.where_resume_begins()}"
         raise RunStopped(self._stop.signal, sentence, everywhere=False)
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
@@ -163,9 +163,6 @@ class LazyRun:
         name = parts.get("dataset_name", "test")
         yield str(name), loader, target(**parts)
 
-    def save_config(self, file: str) -> None:
-        LazyConfig.save(self.cfg, file)
-
 
 class CfgRun:
     """A run described by Detectron2's CfgNode; attributes and methods as in `LazyRun`."""
@@ -275,10 +272,6 @@ class CfgRun:
             loader = build_detection_test_loader(self.cfg, name, mapper=mapper)
             several = folder is not None and len(self.cfg.DATASETS.TEST) > 1
             yield name, loader, _evaluator_of(name, os.path.join(folder, name) if several else folder)
-
-    def save_config(self, file: str) -> None:
-        with open(file, "w") as f:
-            f.write(self.cfg.dump())
 
 
 Run = LazyRun | CfgRun

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import glob
 import logging
 import os
 import signal
@@ -22,7 +21,9 @@ from shared import engine
 from shared.data.coco_sets import FLAG
 from shared.errors import EXIT_CODE, UserError
 from shared.files import disk_errors
+from shared.training.folder import CONFIG, trace_of_run
 from shared.training.run import OWN_DATA_FLAGS, Run
+from shared.training.stops import outliving_terminal
 
 EPILOG = """\
 examples:
@@ -43,6 +44,7 @@ collection's configs are made of; DETECTION_TRUST=PACKAGE,... in the environment
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Detectron2's arguments, --dry-run, --with and own data; overrides may stand anywhere among them."""
     parser = default_argument_parser(epilog=EPILOG)
+    parser.set_defaults(dist_url="auto")
     opts = next(action for action in parser._actions if action.dest == "opts")
     opts.nargs, opts.metavar, opts.help = "*", "KEY=VALUE", "overrides of the config"
     parser.add_argument(
@@ -53,20 +55,29 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--with",
         dest="methods",
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
-        metavar="METHOD",
+        metavar="METHOD [METHOD ...]",
         help="methods to combine with a LazyConfig's model; python -m projects.combine lists them",
     )
     own = parser.add_argument_group("own data, in COCO's format (all four together)")
     for flag in OWN_DATA_FLAGS:
         own.add_argument("--" + flag.replace("_", "-"), default="", metavar="PATH")
     own.add_argument(FLAG, action="store_true", help="leave bad records out, and say which, instead of stopping")
-    args = parser.parse_intermixed_args(argv)
-    args.opts = [word for word in args.methods if "=" in word] + args.opts  # --with takes what follows it
-    args.methods = [word for word in args.methods if "=" not in word]
-    return args
+    return parser.parse_intermixed_args(_one_flag_a_method(sys.argv[1:] if argv is None else argv))
+
+
+def _one_flag_a_method(argv: list[str]) -> list[str]:
+    """`--with a b key=value` as `--with=a --with=b key=value`: overrides that follow it keep their place among all."""
+    words: list[str] = []
+    follows = False
+    for word in argv:
+        if follows and not word.startswith("-") and "=" not in word:
+            words[-1:] = [f"--with={word}"] if words[-1] == "--with" else [words[-1], f"--with={word}"]
+            continue
+        follows = word == "--with"
+        words.append(word)
+    return words
 
 
 def own_data(args: argparse.Namespace) -> dict[str, str]:
@@ -83,6 +94,8 @@ def own_data(args: argparse.Namespace) -> dict[str, str]:
 # ---------------------------------------------------------------- checks before any process starts
 def check_device(device: str, num_gpus: int, key: str, amp: torch.dtype | None = None) -> None:
     """UserError where the config wants GPUs that this machine lacks, or float16 on a CPU."""
+    if torch.device(device).type == "meta":
+        raise UserError(f"{key} must be a device such as cpu, cuda or cuda:1, got 'meta', which holds no numbers.")
     if not device.startswith("cuda"):
         if amp == torch.float16:
             amp_key = "train.amp.dtype" if key == "train.device" else "SOLVER.AMP.DTYPE"
@@ -96,10 +109,13 @@ def check_device(device: str, num_gpus: int, key: str, amp: torch.dtype | None =
         raise UserError(f"{key} is {device!r}, but no GPU is available here: set {key}=cpu.")
     if num_gpus > have:
         raise UserError(f"--num-gpus {num_gpus}, but this machine has {have}.")
+    if (torch.device(device).index or 0) >= have:
+        raise UserError(f"{key} is {device!r}, but the last GPU of this machine is cuda:{have - 1}: set {key}=cuda.")
 
 
-def check_processes(args: argparse.Namespace, batch_size: int) -> None:
-    """UserError for counts of processes and machines that make no sense, or that do not divide the batch."""
+def check_processes(args: argparse.Namespace, run: Run) -> None:
+    """UserError for counts of processes and machines that make no sense or do not divide the batch, for a device that
+    all of them would share, and for an address where they cannot meet."""
     for flag in ("num_gpus", "num_machines"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}.")
@@ -108,15 +124,42 @@ def check_processes(args: argparse.Namespace, batch_size: int) -> None:
             f"--machine-rank must be from 0 to {args.num_machines - 1} for {args.num_machines} machine(s), "
             f"got {args.machine_rank}."
         )
-    processes = args.num_gpus * args.num_machines
-    if batch_size % processes:
-        raise UserError(f"A batch of {batch_size} images cannot be shared evenly by {processes} processes.")
+    processes = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else args.num_gpus * args.num_machines
+    if run.batch_size % processes:
+        raise UserError(f"A batch of {run.batch_size} images cannot be shared evenly by {processes} processes.")
+    device = torch.device(run.device)
+    if processes > 1 and device.type == "cuda" and device.index is not None:
+        raise UserError(
+            f"{run.device_key}={device} would put all {processes} processes on one GPU: set {run.device_key}=cuda."
+        )
+    _check_url(args.dist_url, args.num_machines)
+
+
+def started_by_torchrun() -> bool:
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _check_url(dist_url: str, num_machines: int) -> None:
+    if dist_url == "auto":
+        if num_machines > 1:
+            raise UserError(
+                f"{num_machines} machines need a place to meet: give all of them the address of machine 0 with a free "
+                f"port, as in --dist-url tcp://HOST:29500."
+            )
+        return
+    try:
+        url = urlparse(dist_url)
+        right = url.scheme == "tcp" and bool(url.hostname) and bool(url.port)
+    except ValueError:  # a port beyond 65535
+        right = False
+    if not right:
+        raise UserError(f"--dist-url must be auto or tcp://HOST:PORT with a port from 1 to 65535, got {dist_url!r}.")
 
 
 def check_port(dist_url: str, machine_rank: int) -> None:
     """UserError where the port of `tcp://host:port` is taken on the machine that must open it."""
     url = urlparse(dist_url)
-    if url.scheme != "tcp" or url.port is None or machine_rank != 0:
+    if url.scheme != "tcp" or machine_rank != 0:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -133,15 +176,11 @@ def check_output_dir(folder: str, resume: bool) -> None:
     """UserError where `folder` holds a run and `resume` is not asked for, or cannot be written."""
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"Output folder {folder!r} is a file: choose another one.")
-    traces = [
-        file
-        for pattern in ("config.yaml", "metrics.json", "last_checkpoint", "model_*.pth")
-        for file in glob.glob(os.path.join(glob.escape(folder), pattern))
-    ]
-    if traces and not resume:
+    trace = trace_of_run(folder)
+    if trace and not resume:
         raise UserError(
-            f"Output folder {folder!r} already holds a run ({os.path.basename(traces[0])}): add "
-            f"--resume to continue it, or choose a new folder."
+            f"Output folder {folder!r} already holds a run ({trace}): add --resume to continue it, or choose a new "
+            f"folder."
         )
     try:
         os.makedirs(folder, exist_ok=True)
@@ -168,27 +207,28 @@ def exit_on_user_error(function: Callable) -> Callable:
 
     @functools.wraps(function)  # child processes find the wrapped function by its name
     def wrapped(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except UserError as e:
-            if not e.everywhere or comm.is_main_process():
-                print(f"{e.label}: {sentence_of(e)}", file=sys.stderr, flush=True)
-            if e.everywhere:
-                comm.synchronize()  # whoever exits first lets the launcher end the others
-            sys.exit(e.exit_code)
-        except engine.EngineError as e:
-            print(f"error: {e}", file=sys.stderr, flush=True)
-            sys.exit(EXIT_CODE)
-        except KeyboardInterrupt:
-            print("stopped: SIGINT.", file=sys.stderr, flush=True)
-            sys.exit(128 + signal.SIGINT)
+        with outliving_terminal():
+            try:
+                return function(*args, **kwargs)
+            except UserError as e:
+                if not e.everywhere or comm.is_main_process():
+                    print(f"{e.label}: {sentence_of(e)}", file=sys.stderr, flush=True)
+                if e.everywhere:
+                    comm.synchronize()  # whoever exits first lets the launcher end the others
+                sys.exit(e.exit_code)
+            except engine.EngineError as e:
+                print(f"error: {e}", file=sys.stderr, flush=True)
+                sys.exit(EXIT_CODE)
+            except KeyboardInterrupt:
+                print("stopped: SIGINT.", file=sys.stderr, flush=True)
+                sys.exit(128 + signal.SIGINT)
 
     return wrapped
 
 
 # ---------------------------------------------------------------- log and seed
 def start_log(run: Run, folder: str, config_file: str) -> None:
-    """Log to the screen and `folder`, write `config.yaml` there, seed every generator."""
+    """Log to the screen and `folder`, seed every generator."""
     rank = comm.get_rank()
     with disk_errors(folder):
         os.makedirs(folder, exist_ok=True)
@@ -198,9 +238,7 @@ def start_log(run: Run, folder: str, config_file: str) -> None:
             handler.handleError = _log_error
         logger.info("Engine:\n%s", engine.describe())
         logger.info("Environment:\n%s", collect_env_info())
-        if comm.is_main_process():
-            _save_config(run, os.path.join(folder, "config.yaml"))
-            logger.info("Config %s resolved to %s", config_file, os.path.join(folder, "config.yaml"))
+        logger.info("Config %s, resolved in %s", config_file, os.path.join(folder, CONFIG))
     seed_all_rng(None if run.seed < 0 else run.seed + rank)
     if run.float32_precision:
         torch.set_float32_matmul_precision(run.float32_precision)
@@ -211,15 +249,3 @@ def _log_error(record: logging.LogRecord) -> None:
     """No traceback for each line that a full disk has no room for: the run's next file ends it with a sentence."""
     if not isinstance(sys.exc_info()[1], OSError):
         logging.lastResort.handleError(record)
-
-
-def _save_config(run: Run, file: str) -> None:
-    """Write the resolved config; a different one from before is kept under a numbered name."""
-    new = file + ".new"
-    run.save_config(new)
-    if os.path.exists(file):
-        with open(file) as old, open(new) as now:
-            if old.read() != now.read():
-                number = len(glob.glob(glob.escape(file[: -len(".yaml")]) + ".*.yaml"))
-                os.replace(file, f"{file[: -len('.yaml')]}.{number}.yaml")
-    os.replace(new, file)

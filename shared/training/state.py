@@ -1,19 +1,28 @@
-"""What a run is besides weights, optimizer, schedule and average: the entry "run" of its checkpoints."""
+"""What a run is besides weights and average: the entries "trainer" and "run" of its checkpoints."""
 
 import logging
 from typing import Any
 
 import torch
+from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
+from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from shared.errors import CommonError
 from shared.training import metrics
 
 logger = logging.getLogger(__name__)
 
 Numbers = dict[str, dict[str, bool | int | float]]  # module, attribute, value
 MISSING = object()
+# Of torch's optimizers; what else stands in a group may be part of an optimizer's state
+SETTINGS = (
+    *("lr", "weight_decay", "momentum", "dampening", "nesterov"),
+    *("betas", "eps", "alpha", "lr_decay", "amsgrad", "decoupled_weight_decay"),
+)
 
 
 class ModelRemainder:
@@ -74,6 +83,70 @@ class ModelRemainder:
         for name, value in state["buffers"].items():
             if name in buffers and buffers[name].shape == value.shape:
                 buffers[name].copy_(value)
+
+
+class TrainerState:
+    """The trainer's iteration, optimizer and hooks. Where the config has other `SETTINGS` of the optimizer than the run
+    had, the config's count, with a warning: `--resume optimizer.lr=0.01` is obeyed."""
+
+    def __init__(self, trainer: SimpleTrainer, scheduler: ParamScheduler | LRScheduler):
+        self._trainer, self._scheduler = trainer, scheduler
+        self._wanted = [_settings(group) for group in trainer.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """UserError where the optimizer is another one, or has other groups of parameters."""
+        optimizer = self._trainer.optimizer
+        self._require_same_optimizer(state["optimizer"]["param_groups"])
+        self._trainer.load_state_dict(state)
+        changed = {}
+        for group, wanted in zip(optimizer.param_groups, self._wanted):
+            for key, old in _settings(group).items():
+                if (new := wanted.get(key, old)) != old:
+                    changed[f"{key} {new} (it was {old})"] = None
+                    _set(group, key, new)
+        if not changed:
+            return
+        logger.warning("The optimizer goes on with other values than the run had: %s.", ", ".join(changed))
+        if isinstance(self._scheduler, LRScheduler):  # a ParamScheduler finds its base in the groups
+            self._scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
+    def _require_same_optimizer(self, saved: list[dict]) -> None:
+        ours = self._trainer.optimizer.param_groups
+        odd = sorted({k for a, b in zip(saved, ours) for k in _numbers(a) ^ _numbers(b)})
+        if odd:
+            raise CommonError(
+                f"The config's optimizer {type(self._trainer.optimizer).__name__} is another one than the run's: only "
+                f"one of them has {', '.join(odd)}. --resume needs the run's, or begin a new run from its weights."
+            )
+        sizes = [[len(group["params"]) for group in groups] for groups in (saved, ours)]
+        if sizes[0] != sizes[1]:
+            raise CommonError(
+                f"The config puts {' + '.join(map(str, sizes[1]))} parameters into the optimizer's groups, the run had "
+                f"{' + '.join(map(str, sizes[0]))}: --resume needs the same frozen layers, and the same special "
+                f"learning rates and weight decays of norms and biases."
+            )
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer's group was made with: "lr" before any schedule."""
+    settings = {k: tuple(group[k]) if isinstance(group[k], list) else group[k] for k in SETTINGS if k in group}
+    return {**settings, "lr": group.get("initial_lr", group["lr"])}
+
+
+def _set(group: dict[str, Any], key: str, value: Any) -> None:
+    """A learning rate keeps its place in the schedule."""
+    if key == "lr" and "initial_lr" in group:
+        base, group["initial_lr"] = group["initial_lr"], value
+        value = value * (group["lr"] / base) if base else value
+    group[key] = value
+
+
+def _numbers(group: dict[str, Any]) -> set[str]:
+    """Names of the settings that tell one optimizer from another; flags come and go with torch's versions."""
+    return {k for k, v in _settings(group).items() if type(v) in (int, float, tuple)}
 
 
 class RunState:

@@ -5,6 +5,8 @@ comes later than `SAME_STOP` seconds after it ends the process at once. Exit cod
 signal's number, so 143, 130 and 129.
 """
 
+import errno
+import io
 import multiprocessing
 import os
 import signal
@@ -12,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from shared.errors import UserError
 
@@ -67,6 +69,7 @@ class StopSignals:
         elif now - self._since > SAME_STOP:
             end_by(signum)
         if self._interrupting:
+            self._interrupting = False  # once: the signal to all processes may come twice
             raise Interrupted
 
     @contextmanager
@@ -89,7 +92,40 @@ def end_by(signum: int) -> None:
 
 def _say(sentence: str) -> None:
     """From a signal handler: without the buffers that the program may be writing to at this moment."""
-    os.write(sys.__stderr__.fileno(), f"\n{sentence}\n".encode())
+    with suppress(OSError):  # the terminal is gone
+        os.write(sys.__stderr__.fileno(), f"\n{sentence}\n".encode())
+
+
+class _Outlived(io.FileIO):
+    """A stream whose terminal, or reader, may be gone: what is written then is lost."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as e:
+            if e.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            return len(data)
+
+
+@contextmanager
+def outliving_terminal() -> Iterator[None]:
+    """In the block stdout and stderr raise no error once the terminal is closed or a pipe's reader has ended, so that
+    this neither ends a run nor changes its exit code."""
+    before = {}
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):  # and nobody's replacement
+            stream.flush()
+            before[name], raw = stream, _Outlived(stream.fileno(), "wb", closefd=False)
+            text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+            setattr(sys, name, text)
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            getattr(sys, name).flush()
+            setattr(sys, name, stream)
 
 
 @contextmanager

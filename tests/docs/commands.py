@@ -251,7 +251,10 @@ def _strings(value) -> Iterator[str]:
 
 def copy_repository(target: Path) -> Path:
     """The sources, without what is ignored by git."""
-    ignored = shutil.ignore_patterns(
-        *(".git", ".venv", "build", "datasets", "output", "runs", "__pycache__", "*.egg-info", ".*_cache", "_C*.so")
-    )
+    anywhere = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache", "_C*.so")
+    top = {".git", ".venv", "build", "dist", "datasets", "output", "runs"}
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return anywhere(folder, names) | (top & set(names) if Path(folder) == ROOT else set())
+
     return Path(shutil.copytree(ROOT, target, ignore=ignored))

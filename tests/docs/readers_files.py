@@ -53,7 +53,13 @@ def make_users_files(folder: Path) -> None:
     for name in ("image.png", "example.png"):
         shutil.copy(folder / "images/0.png", folder / name)
     generator = torch.Generator().manual_seed(0)
-    torch.save(official(50), folder / "lip_resnet-50.pth")
+    weights = official(50)
+    for name, value in weights.items():  # of a network that could have been trained
+        if name.endswith("running_var"):
+            value.fill_(1)
+        elif value.ndim == 4:
+            torch.nn.init.kaiming_normal_(value, generator=generator)
+    torch.save(weights, folder / "lip_resnet-50.pth")
     resnet = torchvision.models.resnet50()
     torch.nn.init.normal_(resnet.fc.weight, std=0.01, generator=generator)
     torch.save(resnet.state_dict(), folder / "resnet50-0676ba61.pth")

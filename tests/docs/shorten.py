@@ -19,24 +19,27 @@ SHORT, LONG = 96, 128  # sides of images, px
 PORT = os.environ.get("DOC_PORT", "29577")
 
 
-def lazy_overrides(cfg, keep: set[str]) -> list[str]:
+def lazy_overrides(cfg, keep: set[str], processes: int) -> list[str]:
     """Of a LazyConfig; none of a key in `keep`, which the command itself sets to something short enough."""
     from omegaconf import OmegaConf
 
     short = {
         "train.max_iter": STEPS,
         "train.device": "cpu",
+        "optimizer.lr": 1e-8,  # no weights that somebody trained: a step of the config's size may diverge
         "dataloader.train.num_workers": 0,
         "dataloader.test.num_workers": 0,
     }
     if "coco" in str(cfg.dataloader.train.dataset.names) or "mapper" in cfg.dataloader.train:
-        short["dataloader.train.total_batch_size"] = 4 if "ClassificationMapper" in str(cfg.dataloader) else 2
+        several = "ClassificationMapper" in str(cfg.dataloader) or processes > 2
+        short["dataloader.train.total_batch_size"] = 4 if several else 2
     for part in ("train", "test"):
         mapper = cfg.dataloader[part].get("mapper") or {}
         for i, augmentation in enumerate(mapper.get("augmentations") or []):
             if "short_edge_length" in augmentation:
                 key = f"dataloader.{part}.mapper.augmentations.{i}"
-                short[f"{key}.short_edge_length"] = f"[{SHORT}]" if part == "train" else SHORT
+                many = OmegaConf.is_list(augmentation.short_edge_length)
+                short[f"{key}.short_edge_length"] = f"[{SHORT}]" if many else SHORT
                 short[f"{key}.max_size"] = LONG
         for i, transform in enumerate(mapper.get("transforms") or []):
             if transform.get("size") in (224, 256):
@@ -47,7 +50,7 @@ def lazy_overrides(cfg, keep: set[str]) -> list[str]:
     return [f"{key}={value}" for key, value in short.items() if key not in keep]
 
 
-def overrides_for(config: str, opts: list[str], methods: Sequence[str] = ()) -> list[str]:
+def overrides_for(config: str, opts: list[str], methods: Sequence[str] = (), processes: int = 1) -> list[str]:
     import projects  # noqa: F401
     from detectron2.config import CfgNode
     from projects.combine import combine_config
@@ -56,8 +59,16 @@ def overrides_for(config: str, opts: list[str], methods: Sequence[str] = ()) -> 
     cfg = load_config(config, opts, change=functools.partial(combine_config, names=methods, file=config))
     if isinstance(cfg, CfgNode):
         sizes = [f"INPUT.MIN_SIZE_TRAIN=({SHORT},)", f"INPUT.MIN_SIZE_TEST={SHORT}", "DATALOADER.NUM_WORKERS=0"]
-        return ["MODEL.DEVICE=cpu", "MODEL.WEIGHTS=", f"SOLVER.MAX_ITER={STEPS}", "SOLVER.IMS_PER_BATCH=2", *sizes]
-    return lazy_overrides(cfg, {"train.init_checkpoint"} if any("init_checkpoint" in o for o in opts) else set())
+        return [
+            "MODEL.DEVICE=cpu",
+            "MODEL.WEIGHTS=",
+            f"SOLVER.MAX_ITER={STEPS}",
+            "SOLVER.BASE_LR=1e-8",
+            "SOLVER.IMS_PER_BATCH=2",
+            *sizes,
+        ]
+    keep = {"train.init_checkpoint"} if any("init_checkpoint" in o for o in opts) else set()
+    return lazy_overrides(cfg, keep, processes)
 
 
 def flag(arguments: list[str], name: str) -> str | None:
@@ -79,7 +90,10 @@ def shorten_train(arguments: list[str]) -> list[str]:
     gpus = min(parsed.num_gpus, int(os.environ.get("DOC_GPUS", "1")))
     arguments = with_flag(arguments, "--num-gpus", str(gpus))
     arguments = with_flag(arguments, "--dist-url", f"tcp://127.0.0.1:{PORT}")
-    return [*arguments, *overrides_for(parsed.config_file, parsed.opts, parsed.methods)]
+    return [
+        *arguments,
+        *overrides_for(parsed.config_file, parsed.opts, parsed.methods, processes=gpus * parsed.num_machines),
+    ]
 
 
 def shorten_tool(script: str, arguments: list[str]) -> list[str]:

@@ -49,7 +49,12 @@ OWN = [  # host, methods, knobs, the project's own config of the same
     (f"{MSFM}faster_rcnn_r50_fpn_1x", "msfm grid", {}, f"{MSFM}grid_rcnn_msfm_r50_fpn_1x"),
     (f"{BASE}faster_rcnn_r50_fpn_1x", "lip", {}, "projects/LIP/configs/faster_rcnn_lip_r50_fpn_1x"),
     (f"{BASE}retinanet_r50_fpn_1x", "lip", {}, "projects/LIP/configs/retinanet_lip_r50_fpn_1x"),
-    (f"{BASE}faster_rcnn_r50_fpn_1x", "lip_densenet", {}, "projects/LIP/configs/faster_rcnn_lip_densenet121_fpn_1x"),
+    (
+        f"{BASE}faster_rcnn_r50_fpn_1x",
+        "lip_densenet",
+        {"lip_densenet": {"norm": "FrozenBN"}},
+        "projects/LIP/configs/faster_rcnn_lip_densenet121_fpn_1x",
+    ),
     (f"{DEPLA}mask_rcnn_r50_fpn_1x", "depla_fpn", {}, f"{DEPLA}mask_rcnn_r50_depla_fpn_1x"),
     (f"{DEPLA}mask_rcnn_r50_fpn_1x", "depla_fpn depla", {}, f"{DEPLA}mask_rcnn_depla_r50_depla_fpn_1x"),
     (f"{DEPLA}mask_rcnn_r50_fpn_1x", "fishnet", {}, f"{DEPLA}mask_rcnn_fishnet150_fpn_24e"),
@@ -190,10 +195,20 @@ def test_what_follows_the_host():
         assert (model.label_enc.stem_out, model.label_enc.res2_out) == (128 // factor, 256 // factor)
         assert combine(host, "fishnet").backbone.bottom_up.width == 64 // factor
     assert combine(narrow, "fishnet").backbone.bottom_up.norm == "BN"
-    assert combine(full, "fishnet").backbone.bottom_up.norm == "SyncBN"
+    for name in ("fishnet", "lip_densenet"):  # the host's is frozen, and so are its first stages
+        new = combine(full, name).backbone.bottom_up
+        assert full.backbone.bottom_up.freeze_at == 2 and (new.norm, new.freeze_at) == ("SyncBN", 0)
     assert combine(narrow, "musu").anchor_generator.scale == 8 * 24 / 32
+    assert combine(narrow, "reppoints").point_scale == 4 * 24 / 32
     assert list(combine(narrow, "depla").backbone.bottom_up.depla.blocks) == [-1]
     assert list(combine(full, "depla").backbone.bottom_up.depla.blocks) == [-3, -2, -1]
+
+
+def test_the_width_of_a_resnet_read_up_to_res4():
+    for file, narrow in ((BOTTLENECK, 4), (f"{BASE}faster_rcnn_r50_fpn_1x", 1)):
+        node = load(file).model.backbone.bottom_up
+        for node.out_features in (["res5"], ["res4"], ["stem", "res2"]):
+            assert hosts.narrowness(hosts.built(node)) == narrow
 
 
 def test_another_backbone_keeps_the_pyramid_whole():
@@ -281,6 +296,39 @@ REFUSED = [
     (f"{LABELENC}retinanet_quick_step1", "labelenc", "The model has LabelEnc already."),
     (f"{LABELENC}retinanet_quick_step1", "musu", "LabelEnc is around this model already, and MuSu changes what it is"),
     (f"{DETECTORS}grid_rcnn_quick", "grid", "The model has Grid's RoI heads already."),
+    (
+        "projects/LIP/configs/faster_rcnn_lip_quick",
+        "fishnet",
+        "FishNet replaces the backbone, and model.backbone.bottom_up.stem is LIPStem (projects/LIP/resnet.py): begin "
+        "with a config without it, or leave FishNet out.",
+    ),
+    (
+        f"{MSFM}faster_rcnn_msfm_quick",
+        "lip_densenet",
+        "bottom_up.stages.1.block_class is MSFMBottleneckBlock (projects",
+    ),
+    (
+        f"{DEPLA}faster_rcnn_depla_fishnet_quick",
+        "lip_densenet",
+        "model.backbone.bottom_up is FishNet (shared/modeling/",
+    ),
+    ("configs/combined/faster_rcnn_quick", "fishnet", "model.backbone.bottom_up.lip is LIPInResNet (projects/LIP/"),
+    (
+        f"{INTERNET}quick",
+        "musu",
+        "MuSu replaces the heads, and model.roi_heads is InterNetROIHeads (projects/InterNet/roi_heads.py): begin with "
+        "a config without it, or leave MuSu out.",
+    ),
+    (f"{DETECTORS}dynamic_rcnn_quick", "reppoints", "RepPoints replaces the heads, and model.roi_heads is Dynamic"),
+    ("projects/MuSu/configs/quick_atss", "musu", "The model has MuSu already."),
+    ("projects/MuSu/configs/quick_atss", "reppoints", "RepPoints replaces the heads, and model is MuSu (projects/MuSu"),
+    (f"{DETECTORS}reppoints_quick", "reppoints", "The model has RepPoints already."),
+    (
+        f"{DEPLA}faster_rcnn_depla_quick",
+        "musu",
+        "DEPLA's mask_padding needs a host that PaddingMaskRCNN can replace, a plain R-CNN, and this one is MuSu: "
+        "leave mask_padding out.",
+    ),
     (f"{INTERNET}internet_r101_levels_voc0712", "depla_fpn", "DEPLA in FPN needs a host with a feature pyramid (FPN)"),
     (f"{INTERNET}internet_r101_levels_voc0712", "labelenc", "LabelEnc needs a host with a feature pyramid (FPN)"),
     ("configs/classification/digits_resnet", "internet", "ImageClassifier has none: it is a classifier."),
@@ -322,6 +370,11 @@ def test_refused_knobs():
         assert sentence in str(e.value)
     with pytest.raises(UserError, match="mask_padding needs a host that PaddingMaskRCNN can replace.*is RetinaNet"):
         combine(load(RETINANET_QUICK).model, "depla_fpn", depla_fpn={"mask_padding": True})
+    for head in ("musu", "reppoints"):
+        with pytest.raises(UserError, match="DEPLA's mask_padding needs a host"):
+            combine(host, "depla", head, depla={"mask_padding": True})
+    with pytest.raises(UserError, match="a gate's start must be between 0 and 1, got 1"):
+        combine(host, "se_resnet", se_resnet={"start": 1})
     with pytest.raises(UserError, match="applied to a LazyConfig's model with a backbone: this is none"):
         combine(load(BOTTLENECK), "msfm")
 

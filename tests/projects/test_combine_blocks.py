@@ -166,13 +166,33 @@ def test_gates_on_deformable_blocks(modulated):
     torch.testing.assert_close(plain.res5[0](x), expected)
 
 
-def test_what_is_frozen_is_frozen_with_what_methods_add():
-    net = resnet(freeze_at=3, **changes())
-    for part, trained in ((net.stem, False), (net.res2, False), (net.res3, False), (net.res4, True), (net.res5, True)):
-        assert {p.requires_grad for p in part.parameters()} == {trained}
-    assert isinstance(net.res3[0].conv1.norm, FrozenBatchNorm2d) and hasattr(net.res3[0], "msfm2")
-    lip = LIPInResNet(pooling=Pooling(width=4), freeze_stem_pool=False)
-    assert {p.requires_grad for p in resnet(freeze_at=2, lip=lip).stem.pool.parameters()} == {True}
+@pytest.mark.parametrize("freeze_stem_pool", [True, False])
+def test_what_methods_add_trains_in_frozen_stages(freeze_stem_pool):
+    """What the host has there stays frozen. The stem's pool is LIP's to say."""
+    chosen = changes()
+    chosen["depla"] = replace(chosen["depla"], stage="res3", norm="BN")
+    chosen["lip"] = replace(chosen["lip"], freeze_stem_pool=freeze_stem_pool)
+    net = resnet(freeze_at=3, **chosen)
+    frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
+    kept = {name for name, p in resnet(freeze_at=3).named_parameters() if not p.requires_grad}
+    pool = {f"stem.pool.{name}" for name, _ in net.stem.pool.named_parameters()}
+    new = {"res3.0.conv2.weight"}  # a 1x1 convolution in the place of the host's
+    assert pool and new < kept
+    assert frozen == kept - new | (pool if freeze_stem_pool else set())
+    block = net.res3[0]
+    assert all(isinstance(conv.norm, FrozenBatchNorm2d) for conv in (block.conv1, block.conv2, block.conv3))
+    assert type(block.depla.refine.norm) is nn.BatchNorm2d
+
+
+def test_gates_start_near_one():
+    """Whatever the features are: pretrained ones stay."""
+    torch.manual_seed(0)
+    for start, net in ((0.95, resnet(se=SEInResNet(ratio=4))), (0.7, resnet(se=SEInResNet(ratio=4, start=0.7)))):
+        gates = [block.se for stage in net.stages for block in stage]
+        assert len(gates) == 16
+        for gate in gates:
+            x = 10 * torch.randn(2, gate.expand.out_channels, 3, 4)
+            torch.testing.assert_close(gate(x), start * x)
 
 
 def test_refusals():

@@ -191,10 +191,19 @@ def test_the_table_is_made_of_what_ran(monkeypatch, tmp_path):
     assert text.count(" trains ") == 2 * (len(METHODS) + 104)
     assert "- msfm + musu + labelenc: trains" in text and "/" + str(ROOT).strip("/") not in text
     pairs.main(["--output", str(file)])  # its own table may be replaced
-    file.write_text("mine")
+
+
+def test_it_writes_over_nothing_else(tmp_path, capsys):
+    file = tmp_path / "mine"
+    for content in (b"mine", bytes(range(256))):
+        file.write_bytes(content)
+        with pytest.raises(SystemExit):
+            pairs.main(["--output", str(file)])
+        assert f"--output {file} exists already: name another file" in capsys.readouterr().err
+        assert file.read_bytes() == content
     with pytest.raises(SystemExit):
-        pairs.main(["--output", str(file)])
-    assert file.read_text() == "mine"
+        pairs.main(["--output", str(tmp_path)])
+    assert f"--output {tmp_path} is a folder: name a file." in capsys.readouterr().err
 
 
 def test_the_table_in_docs_agrees():

@@ -1,10 +1,12 @@
 """Combinations in runs: from the command line, saved, loaded again, evaluated, resumed."""
 
+import functools
 import json
 
 import pytest
 
 import train_net
+from projects.combine import combine_config
 from shared.config import load_config
 from tests.paths import ROOT
 from tests.scenes import own_data_flags
@@ -57,6 +59,23 @@ def test_several_methods_in_a_resnet_survive_a_saved_config(tmp_path):
     )
 
 
+def test_weights_of_a_backbone_that_is_replaced_are_left_out(caplog):
+    config, weights = str(ROOT / "configs/baselines/faster_rcnn_r50_fpn_1x.py"), "train.init_checkpoint=dense.pth"
+    for names, opts, wanted in (
+        (["se_resnet", "internet"], [], "detectron2://ImageNetPretrained/MSRA/R-50.pkl"),
+        (["internet", "lip_densenet"], [], ""),
+        (["fishnet"], [weights], "dense.pth"),
+    ):
+        caplog.clear()
+        change = functools.partial(combine_config, names=names, file=config)
+        assert load_config(config, opts, change=change).train.init_checkpoint == wanted
+        assert ("is left out, as" in caplog.text) == ("se_resnet" not in names)
+    assert f"R-50.pkl of {config} is left out, as fishnet replaces the backbone" in caplog.text
+    caplog.clear()
+    combine_config(load_config(LAZY), ["fishnet"], LAZY)  # starts at random by itself
+    assert not caplog.text
+
+
 def test_dry_run(tmp_path, capsys):
     train_net.cli(["--config-file", LAZY, *own_data_flags(tmp_path), "--with", "labelenc", "--dry-run"])
     assert "labelenc/loss_cls" in capsys.readouterr().out
@@ -73,6 +92,10 @@ def test_where_the_flag_stands_does_not_matter(tmp_path, capsys):
         assert (args.methods, args.opts) == (["depla_fpn"], ["train.max_iter=7"])
     args = train_net.setup.parse_arguments(["--with", "lip", "--config-file", LAZY, "--with", "msfm", "a=1", "b=2"])
     assert (args.methods, args.opts) == (["lip", "msfm"], ["a=1", "b=2"])
+    args = train_net.setup.parse_arguments(
+        ["a=1", "--with", "lip", "msfm", "a=2", "--resume", "--with=depla_fpn", "a=3"]
+    )
+    assert (args.methods, args.opts, args.resume) == (["lip", "msfm", "depla_fpn"], ["a=1", "a=2", "a=3"], True)
 
 
 @pytest.mark.parametrize(

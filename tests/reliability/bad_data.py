@@ -8,7 +8,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.reliability.corpus import EVAL, LAZY, PREDICT, TRAIN, YAML, Case, Sandbox, edit, picture, raw, save_png
+from tests.reliability.corpus import (
+    COMPARE,
+    LAZY,
+    PREDICT,
+    TRAIN,
+    WITH_DATA,
+    YAML,
+    Case,
+    Sandbox,
+    edit,
+    picture,
+    raw,
+    save_png,
+)
 
 BOTH = (LAZY, YAML)
 NAN, INF = float("nan"), float("inf")
@@ -98,6 +111,7 @@ IMAGES = [  # fields of the second image's record, the sentence, the kind
     (dict(file_name="../annotations.json"), "leads out of the image folder", "image outside the image folder"),
     (dict(file_name="../../val/images/0.png"), "leads out of the image folder", "image outside the image folder"),
     (dict(file_name="a\0.png"), "leads out of the image folder", "image outside the image folder"),
+    (dict(file_name="\ud800.png"), "leads out of the image folder", "image outside the image folder"),
     (dict(file_name=""), "leads out of the image folder", "image outside the image folder"),
     (dict(file_name="none.png"), "images/none.png does not exist", "image file missing"),
     (dict(file_name="a\n\x1b[2Jb.png"), "a \\x1b[2Jb.png does not exist", "image file missing"),
@@ -180,27 +194,27 @@ def _culprit(says: str) -> str:
 
 def _cases() -> list[Case]:
     cases = [
-        Case(name, damage, (_culprit(says), says), (TRAIN,) if "cannot be used" in says else (TRAIN, EVAL), BOTH)
+        Case(name, damage, (_culprit(says), says), (TRAIN, COMPARE) if "cannot be used" in says else WITH_DATA, BOTH)
         for name, damage, says in FILES
     ]
     for fields, says, kind in ANNOTATIONS:
         change = edit(lambda d, fields=fields: d["annotations"][3].update(fields))
         where = "{folder}/train/annotations.json: "
-        cases.append(Case(f"annotation {_name(fields)}", change, (where, says), (TRAIN, EVAL), BOTH, kind))
+        cases.append(Case(f"annotation {_name(fields)}", change, (where, says), WITH_DATA, BOTH, kind))
     for fields, says, kind in IMAGES:
         change = edit(lambda d, fields=fields: d["images"][1].update(fields))
         where = "{folder}/train/annotations.json: "
-        cases.append(Case(f"image {_name(fields)}", change, (where, says), (TRAIN, EVAL), BOTH, kind))
+        cases.append(Case(f"image {_name(fields)}", change, (where, says), WITH_DATA, BOTH, kind))
     for name, change, kind in (
         ("image is a link out of its folder", _symlink, "image outside the image folder"),
         ("image is a folder", _folder, "image file missing"),
     ):
         says = ("image 2", "leads out of the image folder" if change is _symlink else "1.png is no file")
-        cases.append(Case(name, picture(change), says, (TRAIN, EVAL), BOTH, kind))
+        cases.append(Case(name, picture(change), says, WITH_DATA, BOTH, kind))
     says = ("images/1.png of 4000 x 1 pixels is too thin",)
-    cases.append(Case("picture too thin", _thin, says, (TRAIN, EVAL, PREDICT), BOTH))
+    cases.append(Case("picture too thin", _thin, says, (*WITH_DATA, PREDICT), BOTH))
     for name, change, says in PICTURES:
-        commands = (TRAIN, EVAL, PREDICT) if "as its" not in says and "upright" not in says else (TRAIN, EVAL)
+        commands = WITH_DATA if "as its" in says or "upright" in says else (*WITH_DATA, PREDICT)
         cases.append(Case(f"picture {name}", picture(change), ("images/1.png", says), commands, BOTH, "picture"))
     return cases
 

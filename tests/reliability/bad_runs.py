@@ -10,6 +10,7 @@ from tests.reliability.corpus import (
     LAZY,
     PREDICT,
     TRAIN,
+    WITH_DATA,
     YAML,
     Case,
     Sandbox,
@@ -137,6 +138,14 @@ OVERRIDES = [  # of a LazyConfig, of a CfgNode, the sentence
     ("optimizer.lr=nan", "SOLVER.MOMENTUM=-1.0", "must be a number of at least 0"),
     ("train.seed=99999999999", "SEED=99999999999", "must be a whole number below"),
     ("train.device=gpu", "MODEL.DEVICE=gpu", "must be a device such as cpu"),
+    ("train.device=meta", "MODEL.DEVICE=meta", "must be a device such as cpu"),
+    ("train.device=mps", "MODEL.DEVICE=mps", "must be a device such as cpu"),
+    ("model=null", "MODEL=None", "model must be a group of keys, got null|MODEL=None"),
+    ("train.seed=null", "SEED=None", "must be a whole number below 2147483648 (below 0: a random one), got null"),
+    ("dataloader.train.total_batch_size=null", "SOLVER.IMS_PER_BATCH=None", "a whole number of at least 1, got null"),
+    ("dataloader.test.num_workers=null", "DATALOADER.NUM_WORKERS=None", "a whole number of at least 0, got null"),
+    ("optimizer.lr=null", "SOLVER.BASE_LR=None", "must be a number of at least 0, got null"),
+    ("train.max_iter=null", "SOLVER.MAX_ITER=None", "must be a whole number of at least 1, got null"),
     ("train.output_dir=''", "OUTPUT_DIR=''", "the name of a folder"),
     ("model.backbone.nothing=1", "MODEL.BACKBONE.NOTHING=1", "Unknown config key"),
     ("train.float32_precision=low", "FLOAT32_PRECISION=low", "must be highest, high, medium"),
@@ -286,6 +295,21 @@ COMMAND_LINES = [
     ("number of processes is text", arguments("--num-gpus", "two"), ("--num-gpus", "two"), (TRAIN,)),
     ("rank beyond the machines", arguments("--machine-rank", "3"), ("--machine-rank", "got 3"), (TRAIN,)),
     (
+        "machines without an address",
+        arguments("--num-machines", "2", "--machine-rank", "1"),
+        ("2 machines need a place to meet", "--dist-url tcp://HOST:29500"),
+        (TRAIN,),
+    ),
+    (
+        "auto of machines",
+        arguments("--num-machines", "2", "--dist-url", "auto"),
+        ("2 machines need a place to meet",),
+        (TRAIN,),
+    ),
+    ("port beyond all", arguments("--dist-url", "tcp://127.0.0.1:99999"), ("--dist-url", "127.0.0.1:99999'"), (TRAIN,)),
+    ("address without port", arguments("--dist-url", "tcp://node0"), ("--dist-url", "'tcp://node0'"), (TRAIN,)),
+    ("address of no kind", arguments("--dist-url", "foo"), ("--dist-url must be auto or tcp", "got 'foo'"), (TRAIN,)),
+    (
         "batch that cannot be shared",
         arguments("--num-gpus", "3"),
         ("2 images cannot be shared evenly by 3 processes",),
@@ -316,10 +340,11 @@ def _override(lazy: str, yaml: str):
 
 
 def _cases() -> list[Case]:
-    cases = [Case(f"config {name}", damage, says, (TRAIN, EVAL, PREDICT)) for name, damage, says in CONFIGS]
-    cases += [
-        Case(f"override {lazy}", _override(lazy, yaml), (says,), (TRAIN, EVAL), BOTH) for lazy, yaml, says in OVERRIDES
-    ]
+    cases = [Case(f"config {name}", damage, says, (*WITH_DATA, PREDICT)) for name, damage, says in CONFIGS]
+    for lazy, yaml, says in OVERRIDES:
+        ours = lazy.startswith(("train.output_dir", "train.seed"))  # tools/compare.py sets them itself
+        commands = (TRAIN, EVAL) if ours else WITH_DATA
+        cases.append(Case(f"override {lazy}", _override(lazy, yaml), (says,), commands, BOTH))
     cases += [Case(f"weights {name}", damage, says, (EVAL, PREDICT), BOTH) for name, damage, says in CHECKPOINTS]
     cases.append(
         Case("weights of another shape", weights("w.pth", _wrong_shape), ("w.pth", "cls_score"), (EVAL, PREDICT), BOTH)

@@ -14,7 +14,8 @@ from tests.paths import ROOT
 from tests.scenes import own_data_flags
 
 LAZY, YAML = str(ROOT / "tests/tiny/faster_rcnn.py"), str(ROOT / "tests/tiny/faster_rcnn.yaml")
-TRAIN, EVAL, PREDICT = "train", "eval-only", "predict"
+TRAIN, EVAL, PREDICT, COMPARE = "train", "eval-only", "predict", "compare"
+WITH_DATA = (TRAIN, EVAL, COMPARE)  # commands that read annotations
 
 
 class Sandbox:
@@ -46,11 +47,14 @@ class Sandbox:
         return lazy if Path(self.config).name == "config.yaml" or not self.config.endswith(".yaml") else yaml
 
     def command(self, name: str) -> list[str]:
-        """The arguments of train_net.py, or of tools/predict.py."""
+        """The arguments of train_net.py, tools/predict.py or tools/compare.py."""
         config = ["--config-file", self.config] if self.config else []
         if name == PREDICT:
             weights = ["--weights", self.weights] if self.weights else []
             return [*config, *weights, "--input", str(self.input), "--output", str(self.output), *self.extra]
+        if name == COMPARE:
+            arm = ["--arm", f"a={self.config}", "--seeds", "0", "--examples", "0", "--runs", str(self.output)]
+            return [*arm, "--", *self.flags, *self.extra]
         output = f"{self.key('train.output_dir', 'OUTPUT_DIR')}={self.output}"
         arguments = [*config, *self.flags, output, *self.extra]
         if name == EVAL:

@@ -16,12 +16,13 @@ from shared.config import load_config
 from shared.training.run import make_run
 from tests.paths import ROOT
 from tests.reliability import bad_data, bad_runs
-from tests.reliability.corpus import LAZY, PREDICT, TRAIN, YAML, Case, Sandbox
-from tools import predict
+from tests.reliability.corpus import COMPARE, EVAL, LAZY, PREDICT, TRAIN, YAML, Case, Sandbox
+from tools import compare, predict
 
 CASES = [*bad_data.CASES, *bad_runs.CASES]
 FIRST = [(case, *case.runs()[0]) for case in CASES]
 OTHERS = [(case, *run) for case in CASES for run in case.runs()[1:]]
+MAIN = {PREDICT: predict.main, COMPARE: compare.main}
 IN_PROCESSES = ["annotation bbox '[1, 1, nan, 5]'", "picture text", "config syntax error", "weights malicious"]
 
 
@@ -58,7 +59,7 @@ def run_case(case: Case, command: str, config: str, tmp_path, good_weights, caps
     before = digests(tmp_path, box.output)
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        (predict.main if command == PREDICT else train_net.cli)(box.command(command))
+        MAIN.get(command, train_net.cli)(box.command(command))
     assert e.value.code == 2
     check_sentence(case, box, capsys.readouterr().err)
     assert digests(tmp_path, box.output) == before
@@ -98,9 +99,9 @@ def test_in_a_process_of_its_own(name, tmp_path, good_weights):
 def test_the_good_folder_is_good(tmp_path, good_weights, capsys):
     """What the cases break works, so that each fails for its own reason."""
     for config in (LAZY, YAML):
-        for command in (TRAIN, "eval-only", PREDICT):
+        for command in (TRAIN, EVAL, PREDICT, COMPARE):
             box = Sandbox(tmp_path / Path(config).suffix[1:] / command, config, good_weights[config])
-            (predict.main if command == PREDICT else train_net.cli)(box.command(command))
+            MAIN.get(command, train_net.cli)(box.command(command))
             assert any(box.output.rglob("*.json"))
 
 

@@ -1,10 +1,12 @@
 """Checkpoints are whole or not there; a damaged one gives way to the one before it."""
 
 import errno
+import math
 import os
 import shutil
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +69,19 @@ def remove(file):
     file.unlink()
 
 
+def change(**entries):
+    """Another whole file."""
+
+    def damage(file):
+        torch.save({**torch.load(file, weights_only=True), **entries}, file)
+
+    return damage
+
+
+def weights(value):
+    return change(model={"weight": torch.tensor([1.0, value]), "history": torch.tensor(math.nan)})
+
+
 # ---------------------------------------------------------------- which one
 def test_the_last_one(folder):
     assert checkpoint_to_resume(str(folder)) == str(folder / "model_0000009.pth")
@@ -83,7 +98,39 @@ def test_a_damaged_one_gives_way_with_a_warning(folder, caplog, damage):
     assert "model_0000009.pth is" in message and "goes on from" in message and "model_0000004.pth" in message
 
 
-@pytest.mark.parametrize("damage", [empty, remove])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (weights(math.nan), "holds weights that are not finite (weight)"),
+        (weights(-math.inf), "holds weights that are not finite (weight)"),
+        (change(model={}), "holds no weights"),
+        (change(model={"weight": "a"}), "holds no weights"),
+        (change(iteration="3"), "holds no iteration"),
+        (change(iteration=-1), "holds no iteration"),
+        (change(run=[1]), "is damaged in its entry 'run'"),
+        (change(run={"seed": "3", "processes": [], "metrics": {}}), "is damaged in its entry 'run'"),
+        (change(trainer={}), "is damaged in its entry 'trainer'"),
+        (change(ema=None), "is damaged in its entry 'ema'"),
+    ],
+)
+def test_one_of_other_content_gives_way(folder, caplog, damage, says):
+    """The file itself is whole."""
+    damage(folder / "model_0000009.pth")
+    assert checkpoint_to_resume(str(folder)) == str(folder / "model_0000004.pth")
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "shared.checkpoint"]
+    assert f"model_0000009.pth {says}: the run goes on from" in message
+
+
+def test_buffers_may_hold_nan(folder):
+    weights(2.0)(folder / "model_0000009.pth")
+    assert checkpoint_to_resume(str(folder)) == str(folder / "model_0000009.pth")
+
+
+def fill_with_bytes(file):
+    file.write_bytes(b"\xff\xfe\0model")
+
+
+@pytest.mark.parametrize("damage", [empty, remove, fill_with_bytes])
 def test_a_damaged_last_checkpoint_file(folder, damage):
     damage(folder / "last_checkpoint")
     torch.save({"model": {}, "iteration": 99}, folder / "model_nonfinite.pth")  # no run goes on from these
@@ -99,21 +146,22 @@ def test_all_are_damaged(folder):
 
 
 def test_a_run_falls_back(tmp_path):
-    """And ends as if nothing had happened."""
+    """And ends as if nothing had happened, whether iterations are left to do or not."""
     arguments = make_config("retinanet", tmp_path, "train.max_iter=6", "train.checkpointer.period=2")
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    train(arguments, whole, "train.eval_period=3", "train.checkpointer.max_to_keep=9")
-    shutil.copytree(whole, run)
-    cut(run / "model_final.pth")
-    flip_bits(run / "model_0000005.pth")
-    train(arguments, run, "train.eval_period=3", "train.checkpointer.max_to_keep=9", "--resume")
-    log = (run / "log.txt").read_text()
-    for name in ("model_final.pth is damaged", "model_0000005.pth is damaged"):
-        assert f"{name}" in log
-    assert "the run goes on from" in log and "model_0000003.pth, the one before it" in log
-    assert_same_run(whole, run)
-    for file in run.glob("*.pth"):
-        assert zipfile.ZipFile(file).testzip() is None
+    arguments += ["train.eval_period=3", "train.checkpointer.max_to_keep=9"]
+    train(arguments, tmp_path / "whole")
+    damaged = ["model_final.pth", "model_0000005.pth"]
+    for number, goes_on in ((1, "model_0000005.pth"), (2, "model_0000003.pth")):
+        run = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"damaged_{number}"))
+        for name, damage in zip(damaged[:number], (cut, flip_bits)):
+            damage(run / name)
+        train(arguments, run, "--resume")
+        log = (run / "log.txt").read_text()
+        assert [f"{name} is damaged" in log for name in damaged] == [True, number == 2]
+        assert "the run goes on from" in log and f"{goes_on}, the one before it" in log
+        assert_same_run(tmp_path / "whole", run)
+        for file in run.glob("*.pth"):
+            assert zipfile.ZipFile(file).testzip() is None
 
 
 # ---------------------------------------------------------------- writing

@@ -1,8 +1,12 @@
-"""A loss that is not finite ends a run with the iteration, the losses, the images, and the weights before the step."""
+"""A loss that is not finite ends a run with the iteration, the losses, the images, and the weights before the step;
+weights that are not finite end it before they are saved."""
 
 import json
 import math
+import os
 import re
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +15,16 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detectron2.modeling import RetinaNet
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from shared.checkpoint import checkpoint_to_resume
 from shared.data.stream import TrainStream
 from shared.training.losses import LossWatch, NonFiniteLoss
 from tests.processes import run_forked
 
 from .runs import Training, make_config, read, train
+from .test_stops import at_step
 
 LAST = "Lower the learning rate, bound the gradients' norm, or look at these images. --resume goes on from iteration 1."
 
@@ -56,6 +63,55 @@ def test_run_ends_with_names(tmp_path, name, what):
     # the file of debugging stays, and no run goes on from it
     training = Training(arguments, run, "optimizer.lr=1e30", "lr_multiplier.warmup_iters=0", "--resume")
     assert training.end() == 2 and training.last_line() == last
+
+
+@contextmanager
+def nan_gradients_from(iteration: int):
+    """A finite loss whose gradient is NaN, in the trainings that begin in the block."""
+    forward = RetinaNet.forward
+
+    def with_root(self, batched_inputs):
+        losses = forward(self, batched_inputs)
+        if self.training and get_event_storage().iter >= iteration:
+            losses["loss_cls"] = losses["loss_cls"] + (self.head.bbox_pred.bias * 0).sum().sqrt()
+        return losses
+
+    RetinaNet.forward = with_root
+    try:
+        yield
+    finally:
+        RetinaNet.forward = forward
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(tmp_path):
+    """The one before stays the last, and the run goes on from it."""
+    settings = ["train.max_iter=9", "train.checkpointer.period=2", "train.checkpointer.max_to_keep=1"]
+    arguments = make_config("retinanet", tmp_path, *settings, "train.eval_period=0")
+    run = tmp_path / "run"
+    for more in ([], ["--resume"]):
+        with nan_gradients_from(5):
+            training = Training(arguments, run, *more)
+            assert training.end() == 2, training.errors()
+        last = training.last_line()
+        assert last.startswith(
+            "error: Iteration 5: the losses were finite, the weights are not (head.bbox_pred.bias)"
+        ), last
+        assert f"The weights of now are in {run}/model_nonfinite.pth." in last
+        assert last.endswith("--resume goes on from iteration 4.") and "Traceback" not in training.errors()
+        assert [file.name for file in sorted(run.glob("model_*.pth"))] == ["model_0000003.pth", "model_nonfinite.pth"]
+        assert read(run, "model_nonfinite.pth")["model"]["head.bbox_pred.bias"].isnan().any()
+    train(arguments, run, "--resume")
+
+
+def test_a_signal_saves_no_such_weights(tmp_path):
+    def stop_at_3():
+        at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    with nan_gradients_from(3):
+        training = Training(make_config("retinanet", tmp_path), tmp_path / "run", before=stop_at_3)
+        assert training.end() == 2, training.errors()
+    assert "Iteration 3: the losses were finite, the weights are not" in training.last_line()
+    assert training.last_line().endswith("No checkpoint was written yet: --resume begins anew.")
 
 
 def test_other_trainings_are_left_alone(tmp_path):
@@ -139,6 +195,24 @@ def second_process_meets(folder: Path, number: int) -> None:
     assert e.value.everywhere
     comm.synchronize()
     assert [report["rank"] for report in read(folder, "model_nonfinite.pth")["processes"]] == [1]
+
+
+def weights_of_the_second_are_odd(folder: Path) -> None:
+    model = Losses()
+    watch = LossWatch(model, SimpleNamespace(signal=None), str(folder))
+    watch.trainer = SimpleNamespace(iter=3)
+    watch.require_finite_weights()
+    if comm.get_rank() == 1:
+        model.weight.data.fill_(math.inf)
+    with pytest.raises(
+        NonFiniteLoss, match=r"^Iteration 3: the losses were finite, the weights are not \(weight\)"
+    ) as e:
+        watch.require_finite_weights()
+    assert e.value.everywhere
+
+
+def test_weights_of_one_of_two_processes(tmp_path):
+    run_forked(2, weights_of_the_second_are_odd, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detectron2.config import LazyConfig
 from shared.training import loop
+from shared.training.folder import save_config
 from shared.training.run import LazyRun
 from tests.image_folders import make_image_folder
 from tests.paths import ROOT
@@ -92,8 +93,7 @@ def train(cases: dict[str, Case], data: Path, folder: Path) -> None:
     for name, case in cases.items():
         run = LazyRun(make_config(case, data, folder / name))
         run.check_classes()
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        run.save_config(str(folder / name / "config.yaml"))
+        save_config(run, str(folder / name))
         loop.train(run, resume=False)
 
 

@@ -87,7 +87,20 @@ def test_torchrun(tmp_path, processes, part, rank, how):
 
 
 # ---------------------------------------------------------------- parts of the launcher
-PLACE = Place(num_machines=2, per_machine=2, machine_rank=1, dist_url="")
+def test_torchrun_s_processes_begin_together(monkeypatch):
+    """None is to see, as it starts, what another one has written. On a CPU by gloo, also where there is a GPU."""
+    calls = []
+    for name, value in {"LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launcher.dist, "init_process_group", calls.append)
+    monkeypatch.setattr(launcher.comm, "create_local_process_group", calls.append)
+    monkeypatch.setattr(launcher.comm, "synchronize", lambda: calls.append("all are here"))
+    monkeypatch.setattr(launcher.torch.cuda, "is_available", lambda: True)
+    launcher.run_processes(calls.append, None, "cpu", "main")
+    assert calls == ["gloo", 2, "all are here", "main"]
+
+
+PLACE = Place(num_machines=2, per_machine=2, machine_rank=1, dist_url="", device="cpu")
 
 
 def ending(codes, claim=None):

@@ -156,7 +156,7 @@ def test_killed_while_it_writes(tmp_path):
     assert codes[:3] == [-signal.SIGKILL] * 3
     train(arguments, run, *settings, "--resume")
     assert_same_run(tmp_path / "whole", run)
-    assert not list(run.glob(".*"))  # what was cut off is gone
+    assert not list(run.glob(f".*{shared.files.INCOMPLETE}"))  # what was cut off is gone
     assert sorted(p.name for p in run.glob("*.pth")) == sorted(p.name for p in (tmp_path / "whole").glob("*.pth"))
 
 

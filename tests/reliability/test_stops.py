@@ -1,21 +1,28 @@
 """Signals and full disks end a run with one clear line, and --resume makes it the run that was never stopped."""
 
 import ctypes
+import fcntl
 import os
+import pty
 import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import termios
 import time
+from pathlib import Path
 
 import pytest
 
+import train_net
+from detectron2.utils import comm
 from shared.training import loop
 from shared.training.hooks import SeedEachIteration
 from shared.training.stops import SAME_STOP, StopSignals
 from tests.paths import ROOT
+from tests.processes import ENVIRONMENT, run_forked
 
 from .runs import Training, assert_same_run, make_config, metrics_of, read, train
 
@@ -64,6 +71,67 @@ def test_signals_to_a_whole_group_leave_the_workers_to_their_process(whole, tmp_
     resumes(whole, tmp_path / "run")
 
 
+def train_alone(arguments, run, *more) -> None:
+    """In a process of its own: what this one has computed before may change how the last bits are rounded."""
+    command = [sys.executable, "train_net.py", *arguments, f"train.output_dir={run}", *more]
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def whole_alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    arguments = make_config("retinanet", folder, "train.max_iter=12")
+    train_alone(arguments, folder / "run")
+    return arguments, folder / "run"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal(whole_alone, tmp_path, ignored):
+    """It sends SIGHUP, and log, progress bar and prints have nowhere to go. ignored: as nohup has SIGHUP."""
+    (arguments, expected), run = whole_alone, tmp_path / "run"
+
+    def take_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    master, slave = pty.openpty()
+    os.set_blocking(master, False)
+    command = [sys.executable, "train_net.py", *arguments, f"train.output_dir={run}"]
+    streams = dict(stdin=slave, stdout=slave, stderr=slave)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, preexec_fn=take_terminal, **streams
+    )
+    os.close(slave)
+    shown = b""
+    while not metrics_of(run) and process.poll() is None:
+        try:
+            shown += os.read(master, 2**16)
+        except OSError:  # nothing new
+            time.sleep(0.01)
+    os.close(master)
+    assert process.wait(300) == (0 if ignored else 129), shown[-3000:]
+    log = (run / "log.txt").read_text()
+    assert "Traceback" not in log, log[-3000:]
+    if not ignored:
+        assert int((run / "last_checkpoint").read_text()[len("model_") : -len(".pth")]) not in (4, 9)  # not a period's
+        train_alone(arguments, run, "--resume")
+    assert_same_run(expected, run)
+
+
+def test_a_reader_that_is_gone():
+    program = """if True:
+        import sys
+        from shared.training.stops import outliving_terminal
+        with outliving_terminal():
+            print("lost")
+            sys.exit(3)"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
 def test_a_later_signal_stops_at_once(monkeypatch):
     ended, now = [], iter([10.0, 10.0 + SAME_STOP / 2, 10.0 + SAME_STOP * 1.5])
     monkeypatch.setattr("shared.training.stops.end_by", ended.append)
@@ -95,6 +163,39 @@ def test_a_signal_breaks_an_evaluation_off(whole, tmp_path):
     last = "stopped: SIGTERM: the evaluation was broken off. --resume goes on from iteration 8."
     assert training.last_line() == last
     resumes(whole, run)
+
+
+def stop_in_the_evaluation(arguments: list[str], waiting: bool) -> None:
+    """In each of two processes. waiting: whether the main one waits for the other one's results at that moment."""
+
+    def evaluate(*args):
+        pids = comm.all_gather(os.getpid())
+        if comm.is_main_process():
+            comm.synchronize() if waiting else time.sleep(600)
+        time.sleep(1)
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(600)
+
+    loop.inference_on_dataset = evaluate
+    with pytest.raises(SystemExit) as e:
+        train_net.cli(arguments)
+    assert e.value.code == 143
+
+
+@pytest.mark.parametrize("waiting", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_signal_breaks_the_evaluation_of_two_processes_off(tmp_path, waiting):
+    """Nothing is lost: the main one saves what all had before it."""
+    arguments = make_config("retinanet", tmp_path, "train.max_iter=12", "dataloader.train.total_batch_size=4")
+    logs: Path = tmp_path / "logs"
+    logs.mkdir()
+    whole, parts = ([*arguments, "--resume", f"train.output_dir={tmp_path}/{name}"] for name in ("whole", "parts"))
+    run_forked(2, train_net.cli, logs, whole)
+    run_forked(2, stop_in_the_evaluation, logs, parts, waiting)
+    last = "stopped: SIGTERM: the evaluation was broken off. --resume goes on from iteration 8."
+    assert last in (logs / "2_0.log").read_text().splitlines() and "stopped" not in (logs / "2_1.log").read_text()
+    run_forked(2, train_net.cli, logs, parts)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_an_evaluation_that_is_known_is_not_repeated(whole, tmp_path):

@@ -2,6 +2,7 @@
 
 Each payload makes a marker file; none may appear."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -9,13 +10,17 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import train_net
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils import comm
+from shared.checkpoint import WeightsCheckpointer
 from shared.config import load_config
+from shared.data.coco_sets import register_coco_set
 from shared.data.named_errors import NamedErrors
 from shared.errors import UserError
 from tests.paths import ROOT
@@ -67,6 +72,23 @@ def test_the_payload_works(tmp_path):
 
 
 # ---------------------------------------------------------------- checkpoints and pickles
+def test_every_process_checks(malicious, monkeypatch):
+    """Not only the main one: all of them read the file."""
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    with pytest.raises(UserError, match="Weights file"):
+        WeightsCheckpointer(torch.nn.Linear(1, 1)).load(malicious)
+
+
+@pytest.mark.parametrize("suffix", ["#", "?matching_heuristics=True#", "#.pth"])
+def test_name_that_is_opened_as_another_one(tmp_path, suffix):
+    """Parsed as an address, `w.pkl#` becomes `w.pkl`."""
+    (tmp_path / f"w.pkl{suffix}").write_bytes(pickle.dumps({"model": {"weight": np.zeros((1, 1), np.float32)}}))
+    (tmp_path / "w.pkl").write_bytes(malicious_pkl(tmp_path / "marker"))
+    with contextlib.suppress(UserError):
+        WeightsCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / f"w.pkl{suffix}"))
+    assert not (tmp_path / "marker").exists()
+
+
 @pytest.mark.parametrize("config", [LAZY, YAML], ids=["lazy", "yaml"])
 def test_initial_weights(malicious, config, capsys, tmp_path):
     output, weights = (
@@ -238,8 +260,29 @@ def test_image_folder_may_be_a_link(tmp_path):
     """A link to the whole folder is the user's own."""
     file, root = make_coco(tmp_path / "data")
     (tmp_path / "images").symlink_to(root)
-    from shared.data.coco_sets import register_coco_set
-
     name = register_coco_set(str(file), str(tmp_path / "images"))
     mapper = NamedErrors(lambda record: record, [name])
     assert all(map(mapper, DatasetCatalog.get(name)))
+
+
+def test_name_of_a_set_is_no_path(tmp_path):
+    """The corrected copy of its annotations is a temporary file, whatever the set is called."""
+    file, root = make_coco(tmp_path / "data")
+    mine = tmp_path / "precious.json"
+    mine.write_text("mine")
+    name = register_coco_set(str(file), str(root), name=str(mine.with_suffix("")), skip_bad_records=True)
+    assert DatasetCatalog.get(name) and mine.read_text() == "mine"
+
+
+def test_image_folders_of_voc_count_too(tmp_path):
+    """One set of COCO's format and one of VOC's: both have a folder, and no other is read."""
+    file, root = make_coco(tmp_path / "data")
+    coco = register_coco_set(str(file), str(root))
+    MetadataCatalog.get("untrusted_voc").set(dirname=str(tmp_path / "voc"))
+    try:
+        mapper = NamedErrors(lambda record: record, [coco, "untrusted_voc"])
+        assert mapper({"file_name": str(tmp_path / "voc/JPEGImages/1.jpg")})
+        with pytest.raises(UserError, match="leads out of the image folder .* or .*voc"):
+            mapper({"file_name": str(tmp_path / "secret.png")})
+    finally:
+        MetadataCatalog.remove("untrusted_voc")

@@ -40,8 +40,8 @@ def read(run, file="model_final.pth"):
     return torch.load(run / file, weights_only=True)
 
 
-def results(run):
-    return json.loads((run / "inference/results.json").read_text())
+def results(run, folder="inference"):
+    return json.loads((run / folder / "results.json").read_text())
 
 
 def assert_close(a: dict, b: dict):
@@ -59,9 +59,8 @@ def test_train_evaluate_and_config_of_the_run(folders, tmp_path, capsys):
     saved = LazyConfig.load(str(run / "config.yaml"))
     assert saved.model.num_classes == 3 and list(saved.train.class_names) == ["a_red", "b_green", "c_blue"]
     weights = f"train.init_checkpoint={run}/model_final.pth"
-    (run / "inference/results.json").unlink()
     train_net.cli(["--config-file", str(run / "config.yaml"), "--eval-only", weights])
-    assert results(run)["classification"] == accuracy
+    assert results(run, "inference_model_final")["classification"] == accuracy
     capsys.readouterr()
     train_net.cli(["--config-file", CONFIG, "--dry-run", *folders])
     out = capsys.readouterr().out
@@ -140,10 +139,9 @@ def test_average_is_what_is_saved_evaluated_and_resumed(folders, tmp_path):
     assert_close(again["ema"]["trained_model"], trained)
     assert again["ema"]["updates"] == 4 and again["iteration"] == final["iteration"] == 3
 
-    (parts / "inference/results.json").unlink()
     weights = f"train.init_checkpoint={whole}/model_final.pth"
     train_net.cli(["--config-file", CONFIG, "--eval-only", f"train.output_dir={parts}", *folders, weights])
-    assert results(parts) == results(whole)
+    assert results(parts, "inference_model_final") == results(whole)
 
 
 def test_training_starts_from_the_average_of_a_file(folders, tmp_path):

@@ -1,12 +1,16 @@
 """DefaultPredictor and tools/predict.py on configs of both kinds."""
 
+import errno
 import json
+import os
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import shared.files
 import train_net
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
@@ -79,9 +83,10 @@ def test_predict_command(kind, tmp_path, capsys):
     images = tmp_path / "val/images"
     (images / "notes.txt").write_text("no image")
 
-    def rows(threshold):
+    def rows(threshold, *more):
         predict.main(
             [
+                *more,
                 *("--config-file", str(run / "config.yaml")),
                 *("--weights", str(run / "model_final.pth")),
                 *("--input", str(images), str(tmp_path / "train/images/0.png")),
@@ -95,12 +100,51 @@ def test_predict_command(kind, tmp_path, capsys):
     assert len({row["file_name"] for row in everything}) == 4
     assert {row["category"] for row in everything} <= {"red", "green", "blue"}
     middle = sorted(row["score"] for row in everything)[len(everything) // 2]
-    assert rows(middle) == [row for row in everything if row["score"] >= middle]
+    assert rows(middle, "--overwrite") == [row for row in everything if row["score"] >= middle]
     pictures = sorted((tmp_path / "out").glob("*.png"))
     assert len(pictures) == 4
     assert Image.open(pictures[0]).size == (640, 640)  # small images are enlarged
     before = np.asarray(Image.open(images / "0.png").resize((640, 640)))
     assert (np.asarray(Image.open(pictures[0]))[..., :3] != before).any()
+
+    (tmp_path / "out/predictions.json").unlink()
+    contents = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(SystemExit) as e:
+        rows(0.0)
+    said = f"--output {tmp_path / 'out'} holds 0.detections.png already: name another folder, or add --overwrite."
+    assert e.value.code == 2 and said in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == contents
+
+
+def test_predict_does_not_look_at_its_own_pictures(tmp_path):
+    for name in ("b.png", "a.png", "a.detections.png"):
+        (tmp_path / name).touch()
+    files = predict.image_files([str(tmp_path)])
+    assert [os.path.basename(file) for file in files] == ["a.png", "b.png"]
+    assert predict.image_files([str(tmp_path / "a.detections.png")])  # who names it means it
+    names = predict.picture_names([*files, "elsewhere/a.jpg", "a/a.jpg", *files])
+    assert list(names.values()) == [f"{x}.detections.png" for x in ("a", "b", "a-2", "a-3")]
+
+
+@pytest.mark.parametrize("name", ["a.detections.png", "predictions.json"])
+def test_predict_on_a_full_disk(tmp_path, capsys, monkeypatch, name):
+    """One sentence, and no half file."""
+
+    @contextmanager
+    def full(path, mode="wb"):
+        with shared.files.whole_file(path, mode) as f:
+            if os.path.basename(path) == name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield f
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    torch.save({"model": instantiate(LazyConfig.load(LAZY).model).state_dict()}, tmp_path / "w.pth")
+    monkeypatch.setattr(predict, "whole_file", full)
+    flags = ["--config-file", LAZY, "--weights", str(tmp_path / "w.pth"), "--input", str(tmp_path / "a.png")]
+    with pytest.raises(SystemExit) as e:
+        predict.main([*flags, "--output", str(tmp_path / "out")])
+    assert e.value.code == 2 and "the disk is full: free some space." in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == (name == "predictions.json")
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,19 @@ def test_arm():
     assert (arm.name, arm.host, arm.config) == ("lip.1", "plain", Path(PLAIN))
     assert arm.overrides == ("model.sizes=(8,16)", "+train.x=[a,b]", "train.max_iter=5")
     assert arms.parse_arm(f"a={YAML}").host is None
-    assert arms.parse_arm(f"a={PLAIN},--with=lip,--with=msfm,x=1").overrides == ("--with=lip", "--with=msfm", "x=1")
+    methods = ("--with=lip", "--with=msfm", "x=(1,2)", "--skip-bad-records", "y=1")
+    for written in ("--with=lip,--with=msfm", "--with=lip,msfm"):
+        assert arms.parse_arm(f"a={PLAIN},{written},x=(1,2),--skip-bad-records,y=1").overrides == methods
+    assert arms.parse_arm(f"a={PLAIN},--skip-bad-records").overrides == ("--skip-bad-records",)
     for text, sentence in (
         ("plain", "write NAME=CONFIG or NAME@HOST=CONFIG"),
         (f"={PLAIN}", "write NAME=CONFIG"),
         (f"a@={PLAIN}", "write NAME=CONFIG"),
         (f"../a={PLAIN}", "a name is a folder's name"),
         ("a=tests/tiny/faster_rcn.py", "does not exist; did you mean faster_rcnn.py"),
+        ("a=nope/setup.py", r"config file 'nope/setup.py' does not exist\.$"),
+        (f"report.html={PLAIN}", "are of the tool's own files"),
+        (f"compare.json={PLAIN}", "are of the tool's own files"),
     ):
         with pytest.raises(UserError, match=sentence):
             arms.parse_arm(text)
@@ -82,12 +88,39 @@ def test_arguments_of_either_kind_of_config(tmp_path):
     assert bare.arguments(bare.arms["a"], 0) == ["--config-file", PLAIN]  # the config's own budget
 
 
+@pytest.mark.parametrize("config, key", [(PLAIN, "train.max_iter"), (YAML, "SOLVER.MAX_ITER")])
+def test_hash_of_what_a_config_resolves_to(tmp_path, monkeypatch, config, key):
+    """The same for all seeds and in every copy of the repository, another where a value differs."""
+
+    def hashes(copy, *common, seeds=(0, 1)):
+        monkeypatch.setattr(arms, "ROOT", tmp_path / copy)
+        data = [flag.replace(str(tmp_path), str(tmp_path / copy)) for flag in flags]
+        plan = arms.check(plan_of(tmp_path / copy, f"a={config}", seeds=seeds, common=(*data, *common)))
+        return [plan.hashes["a", seed] for seed in seeds]
+
+    flags = own_data_flags(tmp_path)
+    for copy in ("one", "a_copy_of_the_repository_with_a_name_that_would_wrap_a_line" * 2):
+        own_data_flags(tmp_path / copy)
+    first = hashes("one")
+    assert first[0] == first[1] == hashes(copy)[0] == hashes("one", seeds=(5,))[0]
+    assert hashes("one", f"{key}=5")[0] != first[0]
+    own = hashes("one", f"{key}=1{{seed}}")
+    assert len({*first, *own}) == 3 and hashes("one", f"{key}=1{{seed}}", seeds=(1,)) == own[1:]
+    (tmp_path / "one/other").mkdir()
+    (tmp_path / "one/other/val.json").write_bytes((tmp_path / "one/val/annotations.json").read_bytes())
+    flags[5] = str(tmp_path / "other/val.json")
+    assert hashes("one")[0] != first[0]
+
+
 def test_bad_input_before_anything_is_trained(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compare.Runner, "run", lambda self: pytest.fail("trained"))
     runs = tmp_path / "runs"
     data = own_data_flags(tmp_path)
     a, b = ["--runs", runs, "--arm", f"a={PLAIN}"], ["--arm", f"b={DENSE}"]
     (tmp_path / "notes.md").write_text("my own")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "a").write_text("my own")
     for flags, sentence in (
         (["--runs", runs, "--", *data], "No arm: add --arm NAME=CONFIG"),
         ([*a, "--seeds", "0", "0", "--", *data], "--seeds 0 0"),
@@ -102,10 +135,20 @@ def test_bad_input_before_anything_is_trained(tmp_path, capsys, monkeypatch):
         ([*a, "--", *data, "--eval-only"], "--eval-only is not for a comparison"),
         ([*a, "--", *data[:4]], "Own data needs all four flags"),
         ([*a, "--markdown", tmp_path / "notes.md", "--", *data], "is not a table of this tool"),
+        ([*a, "--markdown", runs / "report.html", "--", *data], "is not a table of this tool"),
+        (["--runs", taken, *a[2:], "--", *data], "taken/a is a file, where runs of arm a belong: move it"),
+        (
+            [*a, *b, "--metrics", "AP", "AP5O", "--", *data],
+            "Arm a: --metrics AP5O: its evaluation has none; did you mean",
+        ),
+        (
+            [*a, "--metrics", "AP-red", "recall", "--", *data],
+            "--metrics recall: its evaluation has none: there are AP, ",
+        ),
         ([*a, "--report-only"], "is finished: there is nothing to report (a, seed 0: not run)"),
     ):
         assert sentence in fails(capsys, *flags), sentence
-    assert (tmp_path / "notes.md").read_text() == "my own"
+    assert (tmp_path / "notes.md").read_text() == (taken / "a").read_text() == "my own"
     other = make_coco(tmp_path / "other")
     names = [f"dataloader.test.dataset.names.{k}={v}" for k, v in zip(("json_file", "image_root"), other)]
     train = make_coco(tmp_path / "train")
@@ -115,6 +158,15 @@ def test_bad_input_before_anything_is_trained(tmp_path, capsys, monkeypatch):
         capsys, *a[:2], *("--arm", ",".join([f"a={PLAIN}", *names])), "--arm", ",".join([f"b={DENSE}", *test])
     )
     assert "Arm b is evaluated on annotations_" in sentence and "give all arms one set" in sentence
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.json", "compare.json"])
+def test_files_of_others_are_left_alone(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(compare.Runner, "run", lambda self: pytest.fail("trained"))
+    (tmp_path / name).write_text('{"arguments": "my own"}')
+    flags = ["--runs", tmp_path, "--arm", f"a={PLAIN}", "--", *own_data_flags(tmp_path)]
+    assert f"{tmp_path / name} is not marked as made by this tool: move it" in fails(capsys, *flags)
+    assert (tmp_path / name).read_text() == '{"arguments": "my own"}'
 
 
 # ---------------------------------------------------------------- numbers
@@ -164,11 +216,11 @@ def test_choice_of_metrics():
     assert results.choose_metrics(detector, None) == ["AP"]  # AP50 is not in every run
     classifier = {"a": {0: {"top1": 1.0, "class_mean": 2.0, "accuracy-0": 3.0}}}
     assert results.choose_metrics(classifier, None) == ["top1", "class_mean"]
-    assert results.choose_metrics(classifier, ["class_mean", "AP"]) == ["class_mean"]
+    assert results.choose_metrics(classifier, ["class_mean", "accuracy-0"]) == ["class_mean", "accuracy-0"]
     with pytest.raises(UserError, match="no metric in common: plain, ours, a differ"):
         results.choose_metrics({**detector, **classifier}, None)
-    with pytest.raises(UserError, match="not every run has 'topl'; did you mean top1"):
-        results.choose_metrics(classifier, ["topl"])
+    with pytest.raises(UserError, match="--metrics topl x: not in every run's results, which have top1, class_mean"):
+        results.choose_metrics(classifier, ["class_mean", "topl", "x"])
 
 
 def write_results(folder, content):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shared.config import load_config
+from shared.training.folder import save_config
 from shared.training.run import make_run
 from tests.paths import ROOT
 from tests.scenes import own_data_flags
@@ -26,7 +27,7 @@ def write_run(folder, config, data, ap, weights=True):
     run = make_run(load_config(config))
     run.use_own_data(*data[1::2])
     run.check_classes()
-    run.save_config(str(folder / "config.yaml"))
+    save_config(run, str(folder))
     if weights:
         torch.save({"model": run.build_model().state_dict()}, folder / "model_final.pth")
     metrics = {"AP": ap, "AP50": 2 * ap, "APl": math.nan, "AP-red": ap, "AP-green": 1.0, "AP-blue": 0.5}
@@ -169,6 +170,24 @@ def test_markdown_file(reported):
     assert "Made by `tools/compare.py`" in text and str(reported[0]) not in text
     assert "| b minus a | +2.00 ± 1.41 ▲ | +4.00 ± 2.83 ▲ | – | +1.00, +3.00 |" in text
     assert "x: tests/tiny/retinanet.py" in text and "2026-01-02, <CPU> & co, seeds 0, 1" in text
+
+
+def test_what_arms_share_is_said_as_far_as_it_is_known(reported):
+    data = json.loads((reported[1] / "report.json").read_text())
+    claim = "compared with its host, trained {}. AP (in percent"
+    whole = "on the same images, for as many steps, with as many images a step"
+    assert claim.format(whole) in sections.lead(data) and "Not trained alike" not in sections.lead(data)
+    ours = data["arms"]["b"]
+    ours["iterations"], ours["train_sets"] = 2000, None
+    said = sections.lead(data)
+    assert claim.format("with as many images a step") in said
+    assert "<b>Not trained alike.</b>" in said and "<li>training steps of b: 2,000; of its host a: 4</li>" in said
+    ours["train_sets"], ours["batch_size"] = ["<mine>"], 1
+    said = sections.lead(data)
+    assert "its host. AP" in said and "training set of b: &lt;mine&gt;; of its host a: annotations_" in said
+    for arm in data["arms"].values():  # nothing of an arm without a run
+        arm.update(iterations=None, train_sets=None, batch_size=None)
+    assert "compared with its host. AP" in sections.lead(data) and "Not trained alike" not in sections.lead(data)
 
 
 def test_report_again_from_the_folder_alone(reported, capsys):

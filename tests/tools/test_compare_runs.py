@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import load_config
+from shared.config import config_text, load_config
 from shared.errors import UserError
+from shared.training.folder import save_config
 from shared.training.run import make_run
 from tests.paths import ROOT
 from tests.scenes import own_data_flags
@@ -105,7 +106,7 @@ def test_failure_leaves_the_others_and_is_tried_again(stub):
 
 def test_exit_code_of_a_failure(stub, tmp_path, capsys, monkeypatch):
     """1 where a run failed, also where none is left to report."""
-    monkeypatch.setattr(compare, "check", lambda plan: None)  # the stub's keys are no config's
+    monkeypatch.setattr(compare, "check", lambda plan, *_: plan)  # the stub's keys are no config's
     flags = ["--arm", f"a={CONFIG},fail=1", "--seeds", "0", "--examples", "0", "--runs", str(tmp_path / "runs")]
     with pytest.raises(SystemExit) as e:
         compare.main(flags)
@@ -120,7 +121,7 @@ def test_exit_code_of_a_failure(stub, tmp_path, capsys, monkeypatch):
 
 
 def test_a_folder_of_other_arguments_is_refused(stub, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "check", lambda plan: None)
+    monkeypatch.setattr(compare, "check", lambda plan, *_: plan)
     train(plan_of(stub, f"a={CONFIG},x=1"))
     with pytest.raises(SystemExit) as e:
         compare.main(["--arm", f"a={CONFIG},x=2", "--seeds", "0", "--runs", str(tmp_path / "runs")])
@@ -178,21 +179,35 @@ def test_interrupted_command_says_so(stub, tmp_path, capsys, monkeypatch, of, co
     def interrupted(self):
         raise KeyboardInterrupt(*of)
 
-    monkeypatch.setattr(compare, "check", lambda plan: None)
+    monkeypatch.setattr(compare, "check", lambda plan, *_: plan)
     monkeypatch.setattr(compare.Runner, "run", interrupted)
     with pytest.raises(SystemExit) as e:
         compare.main(["--arm", f"a={CONFIG}", "--seeds", "0", "--runs", str(tmp_path / "runs")])
     assert e.value.code == code and "the same command goes on" in capsys.readouterr().err
 
 
-def test_two_commands_do_not_train_in_one_folder(stub):
-    plan = plan_of(stub, f"a={CONFIG}")
-    (stub / "runs").mkdir()
-    with runs.alone_in(stub / "runs"):
-        with pytest.raises(UserError, match="Another tools/compare.py trains in .*runs: wait for it"):
-            train(plan)
-    train(plan)
-    assert runs.read_record(stub / "runs/a/0")["status"] == "finished"
+def test_two_commands_do_not_train_in_one_folder(stub, capsys, monkeypatch):
+    """And the one that is refused leaves the other's command there."""
+    monkeypatch.setattr(compare, "check", lambda plan, *_: plan)
+    flags = ["--runs", str(stub / "runs"), "--seeds", "0", "--examples", "0", "--arm"]
+    compare.main([*flags, f"a={CONFIG}"])
+    with runs.alone_in(stub / "runs"), pytest.raises(SystemExit) as e:
+        compare.main([*flags, f"b={CONFIG}"])
+    assert e.value.code == 2 and f"Another tools/compare.py trains in {stub}/runs: wait" in capsys.readouterr().err
+    assert json.loads((stub / "runs/compare.json").read_text())["arguments"] == [*flags, f"a={CONFIG}"]
+    compare.main([*flags, f"b={CONFIG}"])
+    assert runs.read_record(stub / "runs/b/0")["status"] == "finished"
+
+
+def test_one_run_that_cannot_write_leaves_the_others(stub, capsys, monkeypatch):
+    (stub / "runs/a/0.txt").mkdir(parents=True)  # where its log belongs
+    monkeypatch.setattr(compare, "check", lambda plan, *_: plan)
+    flags = ["--runs", str(stub / "runs"), "--seeds", "0", "--examples", "0", "--arm", f"a={CONFIG}"]
+    with pytest.raises(SystemExit) as e:
+        compare.main([*flags, "--arm", f"b={CONFIG}"])
+    assert e.value.code == 1 and f"a, seed 0: {stub}/runs/a/0.txt: Is a directory" in capsys.readouterr().err
+    report = json.loads((stub / "runs/report.json").read_text())
+    assert [report["arms"][name]["runs"]["0"]["status"] for name in "ab"] == ["failed", "finished"]
 
 
 # ---------------------------------------------------------------- measuring
@@ -272,13 +287,40 @@ def test_parameters_are_those_of_inference(tmp_path):
         folder.mkdir()
         run = make_run(load_config(str(ROOT / f"tests/tiny/{name}.py")))
         run.use_own_data(*data[1::2])
-        run.save_config(str(folder / "config.yaml"))
+        save_config(run, str(folder))
         counts.append((runs.inference_parameters(folder), sum(p.numel() for p in run.build_model().parameters())))
     (host, host_all), (ours, ours_all) = counts
     assert ours == host == host_all < ours_all
 
 
 # ---------------------------------------------------------------- records
+def test_a_run_of_another_config_is_not_taken_for_this_one(stub, capsys):
+    """Changed in place, or another of the same name elsewhere."""
+    data = own_data_flags(stub)
+    for name in ("here", "there"):
+        (stub / name).mkdir()
+        run = make_run(load_config(CONFIG, [f"optimizer.lr={0.1 if name == 'here' else 0.2}"]))
+        (stub / name / "edit.yaml").write_text(config_text(run.cfg))
+    flags = ["--seeds", "0", "--examples", "0", "--runs", str(stub / "runs")]
+    here, there = ([*flags, "--arm", f"a={stub / name}/edit.yaml", "--", *data] for name in ("here", "there"))
+    compare.main(here)
+    compare.main(here)
+    record = json.loads((stub / "runs/a/0/run.json").read_text())
+    assert len(record["attempts"]) == 1 and str(stub / "here") not in json.dumps(record)
+    before = (stub / "here/edit.yaml").read_text()
+    (stub / "here/edit.yaml").write_text(before.replace("lr: 0.1", "lr: 0.3"))
+    for argv in (here, there):
+        with pytest.raises(SystemExit) as e:
+            compare.main(argv)
+        sentence = capsys.readouterr().err
+        assert e.value.code == 2 and f"{stub}/runs/a/0 holds a run of another state of edit.yaml" in sentence
+    (stub / "here/edit.yaml").write_text(before)
+    compare.main(here)
+    del record["config_hash"]  # of a version that recorded none
+    (stub / "runs/a/0/run.json").write_text(json.dumps(record))
+    compare.main(there)
+
+
 def test_folders_of_other_commands(tmp_path):
     assert runs.read_record(tmp_path / "none") == {"status": "not run", "attempts": []}
     (tmp_path / "inference").mkdir()
@@ -290,7 +332,7 @@ def test_folders_of_other_commands(tmp_path):
     (tmp_path / "model_final.pth").touch()
     assert runs.read_record(tmp_path)["status"] == "finished"
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match="run.json is not valid JSON"):
+    with pytest.raises(UserError, match="run.json cannot be read"):
         runs.read_record(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """tools/export.py: the file gives what the model gives, on images that the recorder has not seen, and without us."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -112,6 +113,15 @@ def test_notes_in_the_file(trained, tmp_path):
     assert program(torch.zeros(3, 64, 96, dtype=torch.uint8))[0].shape[1] == 4
 
 
+def test_class_names_of_the_data(trained, tmp_path):
+    """Of a .py config, which holds none itself."""
+    flags, _ = trained(RETINANET)
+    run(flags, "torchscript", tmp_path / "d.pt", "dataloader.test.dataset.names=digits_val")
+    notes = {"export.json": ""}
+    torch.jit.load(tmp_path / "d.pt", _extra_files=notes)
+    assert json.loads(notes["export.json"])["class_names"] == [str(i) for i in range(10)]
+
+
 def test_backbone_by_torch_export(trained, tmp_path):
     flags, model = trained(RETINANET)
     run(flags, "torch.export", tmp_path / "b.pt2", "--part", "backbone")
@@ -167,6 +177,10 @@ def test_bad_input(trained, tmp_path, capsys):
     assert "bad.png cannot be read" in refused(
         capsys, [*flags[:-1], str(tmp_path / "bad.png")], "torchscript", tmp_path / "d.pt"
     )
+    sizes = refused(capsys, flags, "torchscript", tmp_path / "d.pt", "--size", "0", "64")
+    assert "--size must be at least 1 x 1 pixels, got 0 x 64" in sizes
+    if os.path.isdir("/proc"):  # where nobody can write
+        assert "/proc" in (said := refused(capsys, flags, "torchscript", "/proc/d.pt")) and "cannot be written" in said
     nothing = ["model.test_score_thresh=1.0"]
     assert "finds nothing" in refused(capsys, flags, "torchscript", tmp_path / "d.pt", *nothing)
     assert not (tmp_path / "d.pt").exists() and not list(tmp_path.glob("tmp*"))

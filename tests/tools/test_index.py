@@ -78,6 +78,15 @@ def test_show(capsys, name, command):
     assert out.splitlines()[-1].split(maxsplit=1) == ["train", command]
 
 
+def test_show_of_another_test_set(capsys):
+    """Trained with what evaluates it, as test-dev has no annotations."""
+    train, evaluate = run(capsys, "show", "msfm/table6/test_dev").splitlines()[-2:]
+    assert train.startswith("train ") and "test-dev" not in train
+    assert evaluate.startswith("evaluate ") and evaluate.endswith(
+        "--eval-only train.init_checkpoint=model_final.pth dataloader.test.dataset.names=coco_2017_test-dev"
+    )
+
+
 def test_show_names_the_nearest(capsys):
     assert "did you mean internet/table2d/decay" in fails(capsys, "show", "internet/table2d/decai")
     assert "train" not in run(capsys, "show", "internet/table4/yolov2")

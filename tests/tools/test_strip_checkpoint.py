@@ -1,5 +1,7 @@
 """tools/strip_checkpoint.py, and what modules say about parts for training alone."""
 
+import resource
+
 import pytest
 import torch
 from torch import nn
@@ -119,6 +121,20 @@ def test_refuses_to_overwrite(run, capsys):
     assert "is a folder: name a file" in refused(capsys, folder, output=".")
     (folder / "file").write_text("x")
     assert "cannot be made" in refused(capsys, folder, output="file/small.pth")
+
+
+def test_a_file_that_cannot_be_written_is_not_there(run, capsys):
+    """A limit on the size of files, as a full disk."""
+    folder, _ = run
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        said = refused(capsys, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "cannot be written (File too large)" in said and "Traceback" not in said
+    assert sorted(file.name for file in folder.iterdir()) == ["config.yaml", "model.pth"]
+    assert strip(folder)
 
 
 def test_refuses_other_weights(run, capsys):

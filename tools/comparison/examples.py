@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.utils.visualizer import Visualizer
@@ -117,7 +117,3 @@ def draw_detections(folder: Path, keys: Keys, images: list[dict], names: list[st
 
 def _name(names: list[str], category: int) -> str:
     return names[category] if category < len(names) else str(category)
-
-
-def class_names(set_name: str) -> list[str]:
-    return list(MetadataCatalog.get(set_name).get("thing_classes", []))

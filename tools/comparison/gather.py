@@ -1,6 +1,7 @@
 """Everything a report says, from the folders of the runs: plain values that go into report.json as they are."""
 
 import ast
+import contextlib
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from shared.config import load_config
 from shared.data.coco_sets import read_coco_json
 from shared.data.digits import statistics
-from shared.errors import UserError
+from shared.errors import EXIT_CODE, UserError
 from shared.training.run import make_run
 from tools.comparison import examples
 from tools.comparison.arms import Arm, Plan, data_sets, shown
@@ -22,7 +23,8 @@ Records = dict[str, dict[int, dict]]  # {arm: {seed: run.json}}
 
 
 class NothingFinished(UserError):
-    """No run is finished: there is nothing to report."""
+    """No run is finished: there is nothing to report. Exit code 1 where what was asked for is good, as far as the runs'
+    own exit codes tell."""
 
 
 def gather(plan: Plan, title: str, command: str, task: str = "", metrics: list[str] | None = None) -> dict:
@@ -34,9 +36,12 @@ def gather(plan: Plan, title: str, command: str, task: str = "", metrics: list[s
     if not any(results.values()):
         name, seed = next((n, s) for n, runs in records.items() for s in runs)
         why = records[name][seed].get("error") or records[name][seed]["status"]
-        raise NothingFinished(
+        nothing = NothingFinished(
             f"No run below {plan.runs} is finished: there is nothing to report ({name}, seed {seed}: {why})."
         )
+        codes = {_last_exit_code(record) for runs in records.values() for record in runs.values()}
+        nothing.exit_code = EXIT_CODE if codes <= {EXIT_CODE, None} else 1
+        raise nothing
     metrics = choose_metrics(results, metrics)
     hosts = {name: arm.host for name, arm in plan.arms.items()}
     return {
@@ -64,6 +69,11 @@ def gather(plan: Plan, title: str, command: str, task: str = "", metrics: list[s
 def metrics_of(data: dict) -> Results:
     """Of the finished runs; an arm without one has {}."""
     return {n: {s: r["metrics"] for s, r in a["runs"].items() if r["metrics"]} for n, a in data["arms"].items()}
+
+
+def _last_exit_code(record: dict) -> int | None:
+    """None where it was not run, or was interrupted before it ended."""
+    return record["attempts"][-1].get("exit_code") if record["attempts"] else None
 
 
 def finished(records: Records) -> list[tuple[str, int]]:
@@ -116,14 +126,14 @@ def _saved_run(plan: Plan, records: Records, name: str):
 
 
 def _budget(plan: Plan, arm: Arm, records: dict[int, dict]) -> dict:
-    """Iterations, images a step and device, as the run's config.yaml has them."""
-    try:
-        run = _saved_run(plan, {arm.name: records}, arm.name)
-    except UserError:  # of a run that failed, or of other code than this
-        run = None
-    if run is None:
-        return {"iterations": None, "batch_size": None, "eval_period": None}
-    return {"iterations": run.max_iter, "batch_size": run.batch_size or None, "eval_period": run.eval_period}
+    """What a run's config.yaml says of the training, None where that is not known."""
+    found = {"iterations": None, "batch_size": None, "eval_period": None, "train_sets": None}
+    with contextlib.suppress(UserError):  # of a run that failed, or of other code than this, or the data are gone
+        if run := _saved_run(plan, {arm.name: records}, arm.name):
+            found.update(iterations=run.max_iter, batch_size=run.batch_size or None, eval_period=run.eval_period)
+            run.register_data()
+            found["train_sets"] = data_sets(run)[0]
+    return found
 
 
 def _data(plan: Plan, records: Records) -> dict:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 from tools.comparison.style import CSS
 
+MADE_BY = "Made by `tools/compare.py`"  # in every file that the tool may replace
+
 
 def page(title: str, lead: str, sections: dict[str, str]) -> str:
     """sections: {heading: HTML}."""
@@ -16,6 +18,7 @@ def page(title: str, lead: str, sections: dict[str, str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="generator" content="{MADE_BY}">\n'
         f"<title>{text(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
         f"<header><h1>{text(title)}</h1>\n{lead}\n"
         f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n<main>\n{body}</main>\n</body>\n</html>\n'

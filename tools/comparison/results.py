@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from shared.errors import UserError, nearest
+from shared.errors import UserError
 from tools.class_changes import changes, class_ap
+from tools.comparison.arms import AVERAGE_PRECISION
 from tools.comparison.runs import FINISHED, RESULTS
 from tools.curves import curve, read_metrics
 
 Results = dict[str, dict[int, dict[str, float]]]  # {arm: {seed: {metric: value}}}
-AVERAGE_PRECISION = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 GAIN, LOSS, WITHIN = "▲", "▼", "≈"  # a mean difference beyond its spread, or not
 PER_CLASS = ("AP-", "accuracy-")  # prefixes of metrics of one class
 NONE = "–"
@@ -45,19 +45,16 @@ def read_curves(folder: Path, scalars: Iterable[str]) -> dict[str, tuple[list[in
 
 
 def choose_metrics(results: Results, wanted: list[str] | None) -> list[str]:
-    """Those of `wanted` that every run has; without a wish AP and its kin, else all that are not of one class.
+    """`wanted`; without a wish AP and its kin, else all that are not of one class.
 
-    results: of one run or more. UserError: there is no such metric.
+    results: of one run or more. UserError: not every run has them, or there is nothing that all have.
     """
     runs = [metrics for seeds in results.values() for metrics in seeds.values()]
     shared = [key for key in runs[0] if all(key in metrics for metrics in runs)]
-    if wanted:
-        found = [key for key in wanted if key in shared]
-        if not found:
-            raise UserError(f"--metrics: not every run has {wanted[0]!r}{nearest(wanted[0], shared) or '.'}")
-        return found
-    usual = [key for key in AVERAGE_PRECISION if key in shared]
-    found = usual or [key for key in shared if not key.startswith(PER_CLASS)]
+    general = [key for key in shared if not key.startswith(PER_CLASS)]
+    if odd := [key for key in wanted or () if key not in shared]:
+        raise UserError(f"--metrics {' '.join(odd)}: not in every run's results, which have {', '.join(general)}.")
+    found = wanted or [key for key in AVERAGE_PRECISION if key in shared] or general
     if not found:
         raise UserError(f"The arms' results have no metric in common: {', '.join(map(str, results))} differ in kind.")
     return found

@@ -5,7 +5,6 @@ memory, parameters, versions. A folder without one that holds a finished run cou
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -15,19 +14,19 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import datetime
 from pathlib import Path
 
 import torch
 
-from shared import engine
+from shared import engine, files
 from shared.errors import UserError
 from shared.files import whole_file
 from shared.training_only import training_only_prefixes
 from tools.comparison import measured
-from tools.comparison.arms import ROOT, Arm, Plan
+from tools.comparison.arms import ROOT, Arm, Plan, shown
 from tools.curves import read_metrics
 from tools.strip_checkpoint import build_on_cpu
 
@@ -42,8 +41,8 @@ def read_record(folder: Path) -> dict:
     if file.exists():
         try:
             return json.loads(file.read_text())
-        except ValueError as e:
-            raise UserError(f"{file} is not valid JSON: {e}; delete it, the run is then taken up without it.") from e
+        except (OSError, ValueError) as e:
+            raise UserError(f"{file} cannot be read: {e}; delete it, the run is then taken up without it.") from e
     if (folder / RESULTS).exists() and (folder / "model_final.pth").exists():
         return {"status": FINISHED, "attempts": []}
     if (folder / "config.yaml").exists():
@@ -57,17 +56,27 @@ def write_record(folder: Path, record: dict) -> None:
 
 
 def check_records(plan: Plan) -> None:
-    """UserError where a folder holds a run of other arguments: its result is of another experiment."""
+    """UserError where a run's folder is a file, or holds a run of other arguments or of the config before a change: its
+    result is of another experiment."""
     for arm in plan.arms.values():
         for seed in plan.seeds:
-            folder, ours = plan.folder(arm, seed), plan.recorded(arm, seed)
-            theirs = read_record(folder).get("arguments", ours)
-            if theirs != ours:
-                odd = [a for a in [*theirs, *ours] if (a in theirs) != (a in ours)] or ["their order"]
-                raise UserError(
-                    f"{folder} holds a run of other arguments ({', '.join(odd[:4])}): choose another --runs folder, "
-                    f"or delete that one."
-                )
+            folder = plan.folder(arm, seed)
+            if file := next((f for f in (folder.parent, folder) if f.exists() and not f.is_dir()), None):
+                raise UserError(f"{file} is a file, where runs of arm {arm.name} belong: move it, or rename the arm.")
+            if difference := _difference(plan, arm, seed, read_record(folder)):
+                raise UserError(f"{folder} holds a run {difference}: choose another --runs folder, or delete that one.")
+
+
+def _difference(plan: Plan, arm: Arm, seed: int, record: dict) -> str:
+    """What a recorded run has that the plan's has not; "" where they are the same as far as the record tells."""
+    ours, resolved = plan.recorded(arm, seed), plan.hashes.get((arm.name, seed))
+    theirs = record.get("arguments", ours)
+    if theirs != ours:
+        odd = [a for a in [*theirs, *ours] if (a in theirs) != (a in ours)] or ["their order"]
+        return f"of other arguments ({', '.join(odd[:4])})"
+    if record.get("config_hash", resolved) != resolved:
+        return f"of another state of {shown(arm.config)}: the config, or what it is made of, has changed since"
+    return ""
 
 
 # ---------------------------------------------------------------- what is measured
@@ -125,15 +134,9 @@ def machine() -> dict[str, str]:
 
 
 # ---------------------------------------------------------------- training
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """UserError where another command holds the folder of runs; the lock ends with its process."""
-    with open(folder / ".lock", "w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(f"Another tools/compare.py trains in {folder}: wait for it, or end it.") from e
-        yield
+def alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the folder of runs; UserError where another command does."""
+    return files.alone_in(str(folder), "tools/compare.py")
 
 
 class Runner:
@@ -147,11 +150,6 @@ class Runner:
 
     def run(self) -> None:
         """Train all; KeyboardInterrupt, of the signal's number where it was SIGTERM, once the children have ended."""
-        self.plan.runs.mkdir(parents=True, exist_ok=True)
-        with alone_in(self.plan.runs):
-            self._run()
-
-    def _run(self) -> None:
         before = signal.signal(signal.SIGTERM, _interrupt)
         pool = ThreadPoolExecutor(self.jobs)
         try:
@@ -173,11 +171,25 @@ class Runner:
             return self._tell(arm, seed, "finished before")
         if self._stopped:
             return record
-        folder.mkdir(parents=True, exist_ok=True)
-        attempt = {"started": _now(), "seconds": None}
         record = {"arm": arm.name, "seed": seed, "arguments": self.plan.recorded(arm, seed), **record}
+        if resolved := self.plan.hashes.get((arm.name, seed)):
+            record["config_hash"] = resolved
         record.update(status=UNFINISHED, machine=machine(), jobs=self.jobs, threads=self._threads(), error=None)
-        record["attempts"] = [*record["attempts"], attempt]
+        record["attempts"] = [*record["attempts"], {"started": _now(), "seconds": None}]
+        try:
+            self._train(arm, seed, folder, record)
+        except OSError as e:  # of this run: the others go on
+            record.update(status=FAILED, error=f"{e.filename or folder}: {e.strerror or e}")
+        record["ended"] = _now()
+        with contextlib.suppress(OSError):
+            write_record(folder, record)
+        end = f"failed: {record['error']}" if record["status"] == FAILED else record["status"]
+        return self._tell(arm, seed, f"{end}, {record['attempts'][-1]['seconds'] or 0:.0f} s", record)
+
+    def _train(self, arm: Arm, seed: int, folder: Path, record: dict) -> None:
+        """Call train_net.py; how it ended goes into the record and its last attempt."""
+        attempt = record["attempts"][-1]
+        folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, record)
         log = folder.parent / f"{seed}.txt"
         logged = log.stat().st_size if log.exists() else 0
@@ -190,10 +202,6 @@ class Runner:
                 record.update(status=FAILED, error=str(e))
         elif not self._stopped:
             record.update(status=FAILED, error=failure(log, logged, attempt.get("exit_code")))
-        record["ended"] = _now()
-        write_record(folder, record)
-        end = f"failed: {record['error']}" if record["status"] == FAILED else record["status"]
-        return self._tell(arm, seed, f"{end}, {attempt['seconds'] or 0:.0f} s", record)
 
     def _tell(self, arm: Arm, seed: int, end: str, record: dict | None = None) -> dict:
         with self._lock:
@@ -205,7 +213,7 @@ class Runner:
         return os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // self.jobs))
 
     def _measured(self, arm: Arm, seed: int, folder: Path, log: Path) -> dict:
-        """Call train_net.py; {} where this process was told to stop before it began."""
+        """Seconds, memory and exit code of train_net.py; {} where this process was told to stop before it began."""
         command = [sys.executable, str(ROOT / "train_net.py"), *self.plan.arguments(arm, seed)]
         command += ["--resume"] if (folder / "config.yaml").exists() else []
         command += [f"{arm.keys.output_dir}={folder}", f"{arm.keys.seed}={seed}"]

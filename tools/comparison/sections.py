@@ -17,6 +17,11 @@ MEANINGS = {
     "class_mean": "mean over classes of the share of their images that are right",
 }
 LITTLE = 5.0  # percent, of the first metric: below it the page warns
+ALIKE = {  # of an arm and its host: how the page says that they agree in it, and what it is
+    "train_sets": ("on the same images", "training set"),
+    "iterations": ("for as many steps", "training steps"),
+    "batch_size": ("with as many images a step", "images a step"),
+}
 MANY_CLASSES = 30  # from which their table scrolls
 MEMORY = {"process": "resident memory of the largest process", "GPU": "most that PyTorch had allocated on the GPU"}
 COST_FORMS = {
@@ -68,6 +73,9 @@ def lead(data: dict) -> str:
             "the beginning of their training, where differences say little about its end.",
             "notice",
         )
+    if unlike := _unlike(data):
+        told = "<b>Not trained alike.</b> A difference to the host may come from that: "
+        content += f'<div class="notice">{told}{bullets(map(text, unlike))}</div>\n'
     if failed := problems(data):
         missing = f"<b>Not everything is here.</b> Missing: {bullets(map(text, failed))}"
         content += f'<div class="notice">{missing}</div>\n'
@@ -96,10 +104,35 @@ def _outcome(data: dict) -> str:
     told = "; it ".join(f"{words[sign]} {listed(groups[sign])}" for sign in words if sign in groups)
     count = len(data["differences"])
     many = f"{count} methods, each" if count > 1 else "One method,"
+    alike = [words for key, (words, _) in ALIKE.items() if _equal(list(_pairs(data, key).values()))]
     return (
-        f"{many} compared with its host: the plain detector without the method, trained on the same images for as many "
-        f"steps. {text(metric)} (in percent, higher is better; differences in percentage points) {told}."
+        f"{many} compared with its host{', trained ' + ', '.join(alike) if alike else ''}. {text(metric)} (in percent, "
+        f"higher is better; differences in percentage points) {told}."
     )
+
+
+def _pairs(data: dict, key: str) -> dict[str, tuple]:
+    """{arm: (its value, its host's)} of a budget, for arms that have runs in common with their host."""
+    arms, compared = data["arms"], [n for n, d in data["differences"].items() if any(d.values())]
+    return {n: (arms[n][key], arms[data["hosts"][n]][key]) for n in compared}
+
+
+def _equal(pairs: list[tuple]) -> bool:
+    return bool(pairs) and all(ours == host is not None for ours, host in pairs)
+
+
+def _unlike(data: dict) -> list[str]:
+    """In what arms are known to differ from their hosts, beside the config."""
+    return [
+        f"{what} of {name}: {_told(ours)}; of its host {data['hosts'][name]}: {_told(host)}"
+        for key, (_, what) in ALIKE.items()
+        for name, (ours, host) in _pairs(data, key).items()
+        if None not in (ours, host) and ours != host
+    ]
+
+
+def _told(value: int | list[str]) -> str:
+    return ", ".join(value) if isinstance(value, list) else f"{value:,}"
 
 
 def setup(data: dict) -> str:

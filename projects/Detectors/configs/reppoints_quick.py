@@ -7,6 +7,6 @@ from projects.Detectors.combine import with_reppoints
 
 from ....configs.quickstart import dataloader, lr_multiplier, model, optimizer, train
 
-model = with_reppoints(model, head=dict(norm="GN"))
+model = with_reppoints(model, head=dict(norm="GN"), point_scale=4.0)  # that of the paper
 model.backbone.norm = "GN"
 train.output_dir = "./output/reppoints_quick"
