@@ -300,6 +300,7 @@ def test_a_run_of_another_config_is_not_taken_for_this_one(stub, capsys):
     for name in ("here", "there"):
         (stub / name).mkdir()
         run = make_run(load_config(CONFIG, [f"optimizer.lr={0.1 if name == 'here' else 0.2}"]))
+        run.use_own_data(*data[1::2])
         (stub / name / "edit.yaml").write_text(config_text(run.cfg))
     flags = ["--seeds", "0", "--examples", "0", "--runs", str(stub / "runs")]
     here, there = ([*flags, "--arm", f"a={stub / name}/edit.yaml", "--", *data] for name in ("here", "there"))
