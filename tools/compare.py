@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import projects  # noqa: E402, F401  first: it chooses the engine and registers every part
 from shared.errors import UserError  # noqa: E402
-from shared.files import disk_errors, whole_file  # noqa: E402
+from shared.files import alone_in, disk_errors, whole_file  # noqa: E402
 from shared.training.setup import exit_on_user_error  # noqa: E402
 from tools.comparison.arms import Plan, check, parse_arm, shown, with_hosts  # noqa: E402
 from tools.comparison.gather import as_json, gather, gather_examples, metrics_of, problems, without_pictures  # noqa: E402
 from tools.comparison.page import MADE_BY  # noqa: E402
 from tools.comparison.results import markdown, table_rows  # noqa: E402
-from tools.comparison.runs import Runner, alone_in, check_records  # noqa: E402
+from tools.comparison.runs import Runner, check_records  # noqa: E402
 from tools.comparison.sections import render  # noqa: E402
 
 REPORT, NUMBERS = "report.html", "report.json"  # in the folder of the runs
@@ -159,7 +159,7 @@ def write(file: Path, content: str) -> None:
 def train(args: argparse.Namespace, plan: Plan, argv: list[str]) -> None:
     """All that is not finished; argv is kept for --report-only."""
     try:
-        with alone_in(args.runs):
+        with alone_in(str(args.runs), "tools/compare.py"):
             check_records(plan)
             write(args.runs / COMMAND, json.dumps({"made_by": MADE_BY, "arguments": argv}, indent=1))
             Runner(plan, args.jobs, say=lambda line: print(line, flush=True)).run()

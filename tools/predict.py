@@ -117,13 +117,13 @@ def predict(cfg: CfgNode, files: list[str], threshold: float, skipped: list[str]
     for file in files:
         try:
             image = read_picture(file)
+            with thin_pictures_named(file):
+                instances = predictor(image)["instances"].to("cpu")
         except UserError as e:
             if skipped is None:
                 raise
             skipped.append(sentence_of(e))
             continue
-        with thin_pictures_named(file):
-            instances = predictor(image)["instances"].to("cpu")
         yield file, image, instances[instances.scores >= threshold]
 
 

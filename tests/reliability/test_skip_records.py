@@ -21,7 +21,7 @@ from shared.errors import UserError
 from shared.training.run import make_run
 from tests.paths import ROOT
 from tests.reliability.bad_data import CASES
-from tests.reliability.corpus import LAZY, YAML, Sandbox
+from tests.reliability.corpus import LAZY, YAML, Sandbox, save_png
 from tests.scenes import make_coco, own_data_flags
 from tools import predict
 
@@ -181,6 +181,10 @@ def test_predict_leaves_out_and_counts(tmp_path, capsys):
     assert f"left out: Image file {root}/1.png cannot be read" in out and "in 4 image(s), 1 left out" in out
     rows = json.loads((tmp_path / "out/predictions.json").read_text())
     assert {row["file_name"] for row in rows} == {str(root / f"{i}.png") for i in (0, 2, 3)}
+    save_png(root / "1.png", size=(4000, 1))
+    predict.main([*command, "--output", str(tmp_path / "thin"), "--skip-bad-records"])
+    out = capsys.readouterr().out
+    assert f"left out: Image file {root}/1.png of 4000 x 1 pixels is too thin" in out and ", 1 left out" in out
     for picture in root.iterdir():
         picture.write_bytes(b"")
     with pytest.raises(SystemExit) as e:

@@ -27,13 +27,16 @@ from tests.processes import ENVIRONMENT, run_forked
 from .runs import Training, assert_same_run, make_config, metrics_of, read, train
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def made_by(train, folder):
     """Arguments of a run, and the run."""
-    folder = tmp_path_factory.mktemp("whole")
     arguments = make_config("retinanet", folder, "train.max_iter=12")
     train(arguments, folder / "run")
     return arguments, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return made_by(train, tmp_path_factory.mktemp("whole"))
 
 
 def resumes(whole, run):
@@ -79,10 +82,7 @@ def train_alone(arguments, run, *more) -> None:
 
 @pytest.fixture(scope="module")
 def whole_alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    arguments = make_config("retinanet", folder, "train.max_iter=12")
-    train_alone(arguments, folder / "run")
-    return arguments, folder / "run"
+    return made_by(train_alone, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -13,6 +13,7 @@ import pytest
 
 from shared.config import config_text, load_config
 from shared.errors import UserError
+from shared.files import alone_in
 from shared.training.folder import save_config
 from shared.training.run import make_run
 from tests.paths import ROOT
@@ -191,7 +192,7 @@ def test_two_commands_do_not_train_in_one_folder(stub, capsys, monkeypatch):
     monkeypatch.setattr(compare, "check", lambda plan, *_: plan)
     flags = ["--runs", str(stub / "runs"), "--seeds", "0", "--examples", "0", "--arm"]
     compare.main([*flags, f"a={CONFIG}"])
-    with runs.alone_in(stub / "runs"), pytest.raises(SystemExit) as e:
+    with alone_in(str(stub / "runs"), "tools/compare.py"), pytest.raises(SystemExit) as e:
         compare.main([*flags, f"b={CONFIG}"])
     assert e.value.code == 2 and f"Another tools/compare.py trains in {stub}/runs: wait" in capsys.readouterr().err
     assert json.loads((stub / "runs/compare.json").read_text())["arguments"] == [*flags, f"a={CONFIG}"]

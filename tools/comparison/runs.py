@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from shared import engine, files
+from shared import engine
 from shared.errors import UserError
 from shared.files import whole_file
 from shared.training_only import training_only_prefixes
@@ -134,11 +134,6 @@ def machine() -> dict[str, str]:
 
 
 # ---------------------------------------------------------------- training
-def alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the folder of runs; UserError where another command does."""
-    return files.alone_in(str(folder), "tools/compare.py")
-
-
 class Runner:
     """Trains what is not finished, `jobs` at a time. say: takes a line for the person who waits."""
 
