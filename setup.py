@@ -46,8 +46,15 @@ def cuda_include_dirs() -> list[str]:
     return [str(p) for p in Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/include")]
 
 
+def use_own_ninja() -> None:
+    """Puts this environment's programs first on PATH, activated or not: without a `ninja`, or with another version of
+    it than the last build's, torch compiles everything again."""
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+
+
 def native_extension():
     """The torch extension of the ops, and what to write into build.json."""
+    use_own_ninja()
     import torch
 
     if os.environ.get("CUDA_HOME") is None and torch.version.cuda and os.environ.get("SHARED_OPS_CUDA") != "0":

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +81,18 @@ def test_changed_sources_are_noticed(copy):
         f.write("// changed\n")
     result = run(copy)
     assert result.returncode == 0 and "csrc has changed since" in result.stderr
+
+
+def test_the_build_finds_its_own_ninja(tmp_path):
+    """Else torch compiles everything again: without ninja always, after another version of ninja once."""
+    own = Path(sysconfig.get_path("scripts"), "ninja")
+    if not own.exists():
+        pytest.skip("ninja is not installed in this environment")
+    (tmp_path / "ninja").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "ninja").chmod(0o755)
+    code = "import runpy, shutil; runpy.run_path('setup.py')['native_extension'](); print(shutil.which('ninja'))"
+    result = run(ROOT, code, PATH=f"{tmp_path}{os.pathsep}{os.defpath}")
+    assert result.stdout.splitlines()[-1:] == [str(own)], result.stderr
 
 
 def test_unknown_choice(monkeypatch):
